@@ -1,0 +1,46 @@
+// Package store keeps what must survive a restart: blocks, offences, known
+// good senders, the operator's allowlist and positions in logs, in one bbolt
+// file.
+package store
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/smtpguard/smtpguard/detector"
+)
+
+// Block is a source that must not reach the mail server until a time,
+// together with why and what became of it. Once written it is never deleted
+// before Store.Prune: an ended block is an offence.
+type Block struct {
+	// ID is given by Store.Add, rising from 1.
+	ID     uint64       `json:"id"`
+	Prefix netip.Prefix `json:"prefix"`
+	// Verdict is why; nil for a block by hand.
+	Verdict *detector.Verdict `json:"verdict,omitempty"`
+	// Reason is the operator's word, or the sentence that explains Verdict.
+	Reason string `json:"reason"`
+	// Offence is 1 for the first block of this source, 2 for the second ...
+	Offence int       `json:"offence"`
+	Since   time.Time `json:"since"`
+	Until   time.Time `json:"until"`
+	// By says who decided: "smtpguard", or "NAME (uid N)" for an operator.
+	By string `json:"by"`
+	// Observed: decided in observe mode; nothing was ever dropped.
+	Observed bool `json:"observed,omitempty"`
+	// Lifted is when the block ended before its time, zero if it did not;
+	// LiftedBy says who ended it and why.
+	Lifted   time.Time `json:"lifted,omitzero"`
+	LiftedBy string    `json:"lifted_by,omitempty"`
+	// Ended is the number of connections of the source that were ended when
+	// the block came into force, and Relief how long that took after the
+	// verdict, until the socket table showed none; 0 if it was not measured.
+	Ended  int           `json:"ended,omitempty"`
+	Relief time.Duration `json:"relief_ns,omitempty"`
+}
+
+// InForce reports whether the block should hold at time t.
+func (b Block) InForce(t time.Time) bool {
+	return b.Lifted.IsZero() && t.Before(b.Until) && !b.Observed
+}
