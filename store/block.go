@@ -5,6 +5,7 @@ package store
 
 import (
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/smtpguard/smtpguard/detector"
@@ -38,6 +39,26 @@ type Block struct {
 	// verdict, until the socket table showed none; 0 if it was not measured.
 	Ended  int           `json:"ended,omitempty"`
 	Relief time.Duration `json:"relief_ns,omitempty"`
+}
+
+// Self is who made or lifted a block (By, and the beginning of LiftedBy)
+// when it was this program's own decision.
+const Self = "smtpguard"
+
+// End is when the block ended or will end: when it was lifted, else Until.
+func (b Block) End() time.Time {
+	if !b.Lifted.IsZero() {
+		return b.Lifted
+	}
+	return b.Until
+}
+
+// Pardoned reports whether an operator lifted the block, which says that it
+// should not have been. Blocks that this program lifts itself, because a
+// wider one took their place, are not pardoned: their LiftedBy is Self, or
+// begins with Self and a colon.
+func (b Block) Pardoned() bool {
+	return !b.Lifted.IsZero() && b.LiftedBy != Self && !strings.HasPrefix(b.LiftedBy, Self+":")
 }
 
 // InForce reports whether the block should hold at time t.

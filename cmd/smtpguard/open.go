@@ -1,0 +1,204 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/smtpguard/smtpguard/control"
+	"github.com/smtpguard/smtpguard/firewall"
+	"github.com/smtpguard/smtpguard/guard"
+	"github.com/smtpguard/smtpguard/policy"
+	"github.com/smtpguard/smtpguard/sockets"
+	"github.com/smtpguard/smtpguard/store"
+)
+
+const defaultPolicy = "/etc/smtpguard/policy.yaml"
+
+// policy reads the policy that the flags name. Where none is named and none
+// is installed, the shipped one is taken.
+func (e *env) policy(c *cli.Context) (*policy.Policy, error) {
+	path := c.String("policy")
+	var p *policy.Policy
+	var err error
+	if path == "" {
+		if p, err = policy.Load(defaultPolicy); errors.Is(err, fs.ErrNotExist) {
+			p, err = policy.Default(), nil
+		}
+	} else {
+		p, err = policy.Load(path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if s := c.String("socket"); s != "" {
+		p.Control.Socket = s
+	}
+	if s := c.String("store"); s != "" {
+		p.Store.Path = s
+	}
+	return p, nil
+}
+
+// guard is the daemon if one runs, else a guard of its own on the store: the
+// same decisions either way. done must be called at the end.
+func (e *env) guard(c *cli.Context) (g control.Guard, done func(), err error) {
+	p, err := e.policy(c)
+	if err != nil {
+		return nil, nil, err
+	}
+	cl, err := control.Dial(c.Context, p.Control.Socket)
+	if err == nil {
+		return cl, func() { cl.Close() }, nil
+	}
+	if !errors.Is(err, control.ErrNoDaemon) {
+		return nil, nil, err
+	}
+	if _, err := os.Stat(p.Store.Path); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, withHint(fmt.Errorf("no daemon answers on %s, and there is no state in %s", p.Control.Socket, p.Store.Path),
+			"start it with `smtpguard run`, or name its --policy, --socket or --store")
+	}
+	st, err := store.Open(p.Store.Path, store.Options{Wait: 2 * time.Second})
+	if err != nil {
+		return nil, nil, err
+	}
+	o := guard.Options{Policy: p, Store: st, OpenFirewall: openFirewall(p, st, nil), Version: programVersion()}
+	if p.Mode == policy.Enforce && p.Confirm == policy.ConfirmSockets {
+		if t, err := sockets.Open(sockets.Options{}); err == nil {
+			o.Sockets = t
+		}
+	}
+	lone, err := guard.New(c.Context, o)
+	if err != nil {
+		st.Close()
+		return nil, nil, err
+	}
+	return lone, func() {
+		_ = lone.Close(context.WithoutCancel(c.Context), false)
+		st.Close()
+	}, nil
+}
+
+// openFirewall returns what opens the packet filter of the policy and tells
+// why it is this one. In observe mode it is one that drops nothing, unless
+// blocks of an earlier enforce mode are still in force: those stay until they
+// end or are lifted.
+func openFirewall(p *policy.Policy, st *store.Store, tell func(why string)) func(context.Context, []netip.Prefix) (firewall.Firewall, error) {
+	return func(ctx context.Context, allow []netip.Prefix) (firewall.Firewall, error) {
+		name, why := string(p.Firewall.Backend), ""
+		if p.Mode != policy.Enforce {
+			old, err := st.InForce(time.Now())
+			if err != nil {
+				return nil, err
+			}
+			if len(old) == 0 {
+				name, why = firewall.Memory, "mode: observe"
+			}
+		}
+		fw, chosen, err := firewall.Open(ctx, name, firewall.Options{
+			Ports: p.BlockedPorts(), MaxEntries: p.Block.MaxBlocks, Hook: string(p.Firewall.Hook), Allow: allow})
+		if err != nil {
+			return nil, err
+		}
+		if tell != nil {
+			tell(cmp.Or(why, chosen))
+		}
+		return fw, nil
+	}
+}
+
+// hint says what to do about an error.
+func hint(err error) string {
+	var h *hinted
+	var r *guard.Refusal
+	var cov *guard.CoveredError
+	var perr policy.Error
+	switch {
+	case errors.As(err, &h):
+		return h.hint
+	case errors.As(err, &r):
+		return r.Hint
+	case errors.As(err, &cov):
+		return fmt.Sprintf("`smtpguard unblock %s` lifts that block; `smtpguard allow add %s` lifts it and keeps %s free", cov.By, cov.Asked, cov.Asked)
+	case errors.Is(err, store.ErrLocked):
+		return "a command that needs the daemon finds it by --socket; stop the other one before you start a second"
+	case errors.Is(err, store.ErrDamaged):
+		return "move the file away and start again: blocks in the packet filter end by themselves, earlier offences are forgotten"
+	case errors.Is(err, store.ErrNewer):
+		return "it was written by a newer smtpguard: install that one again"
+	case errors.Is(err, control.ErrRunning):
+		return "stop it first (`systemctl stop smtpguard`), or give this one its own --socket, --store and --log"
+	case errors.Is(err, control.ErrNoDaemon):
+		return "`systemctl start smtpguard`, or `smtpguard run`"
+	case errors.Is(err, firewall.ErrUnavailable):
+		return "run as root, or with CAP_NET_ADMIN; `mode: observe` needs neither"
+	case errors.Is(err, fs.ErrPermission):
+		return "run as root, or as a user who may open that file"
+	case errors.As(err, &perr):
+		return perr.Hint
+	}
+	return ""
+}
+
+// source reads an address or a prefix as people write it.
+func source(s string) (netip.Prefix, error) {
+	if a, err := netip.ParseAddr(s); err == nil {
+		a = a.Unmap().WithZone("")
+		return netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	p, err := policy.ParsePrefix(s)
+	if err != nil {
+		return p, &usageError{err.Error()}
+	}
+	return p, nil
+}
+
+// oneSource reads the only argument of a command.
+func oneSource(c *cli.Context) (netip.Prefix, error) {
+	if c.NArg() != 1 {
+		return netip.Prefix{}, &usageError{fmt.Sprintf("%s takes one address or prefix, but got %d", c.Command.HelpName, c.NArg())}
+	}
+	return source(c.Args().First())
+}
+
+// json prints one value a line.
+func (e *env) json(v any) error {
+	enc := json.NewEncoder(e.stdout)
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+// span shows a duration in at most two units.
+func span(d time.Duration) string {
+	switch {
+	case d < 0:
+		return "0s"
+	case d < 10*time.Second:
+		return d.Round(100 * time.Millisecond).String()
+	case d < time.Minute:
+		return d.Round(time.Second).String()
+	case d < time.Hour:
+		return trimZero(d.Round(time.Second).String(), "0s")
+	case d < 48*time.Hour:
+		return trimZero(strings.TrimSuffix(d.Round(time.Minute).String(), "0s"), "0m")
+	}
+	days := d / (24 * time.Hour)
+	return fmt.Sprintf("%dd%dh", days, (d%(24*time.Hour))/time.Hour)
+}
+
+// trimZero takes a zero unit off the end, but not the zero off "30m".
+func trimZero(s, zero string) string {
+	if t, ok := strings.CutSuffix(s, zero); ok && t != "" && (t[len(t)-1] < '0' || t[len(t)-1] > '9') {
+		return t
+	}
+	return s
+}

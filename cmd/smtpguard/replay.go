@@ -1,0 +1,343 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"compress/bzip2"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"slices"
+	"text/tabwriter"
+	"time"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/ulikunitz/xz"
+	"github.com/urfave/cli/v2"
+
+	"github.com/smtpguard/smtpguard/detector"
+	"github.com/smtpguard/smtpguard/detector/exim"
+	"github.com/smtpguard/smtpguard/guard"
+	"github.com/smtpguard/smtpguard/policy"
+	"github.com/smtpguard/smtpguard/store"
+)
+
+func (e *env) replayCommand() *cli.Command {
+	return &cli.Command{
+		Name: "replay", Usage: "what would this policy have done?", ArgsUsage: "FILE...",
+		Description: "Reads Exim main logs, plain or compressed (.gz .bz2 .xz .zst), - for standard input, in the order of their first lines. Blocks nothing.",
+		Flags: []cli.Flag{
+			&cli.IntFlag{Name: "capacity", Usage: "the server had `N` slots (smtp_accept_max)"},
+			&cli.StringFlag{Name: "zone", Usage: "time zone `NAME` of lines that state none (default: as the policy says)"},
+		},
+		Action: e.replay,
+	}
+}
+
+// replayBlock, replaySpare and replaySummary are the lines of replay --json.
+type replayBlock struct {
+	Type    string    `json:"type"` // "block"
+	Time    time.Time `json:"time"`
+	Prefix  string    `json:"prefix"`
+	Rule    string    `json:"rule"`
+	Score   float64   `json:"score"`
+	Window  string    `json:"window"`
+	Held    int       `json:"held"`
+	Sources int       `json:"sources"`
+	Opens   int       `json:"opens"`
+	Refused int       `json:"refused"`
+	Offence int       `json:"offence"`
+	Until   time.Time `json:"until"`
+	Why     string    `json:"why"`
+}
+
+type replaySpare struct {
+	Type      string    `json:"type"` // "spare"
+	Time      time.Time `json:"time"`
+	Prefix    string    `json:"prefix"`
+	Rule      string    `json:"rule"`
+	Score     float64   `json:"score"`
+	Reason    string    `json:"reason"` // "known-good", or what the gate said
+	KnownGood int       `json:"known_good"`
+}
+
+type replaySummary struct {
+	Type             string    `json:"type"` // "summary"
+	Lines            uint64    `json:"lines"`
+	Events           uint64    `json:"events"`
+	Opened           uint64    `json:"opened"`
+	Closed           uint64    `json:"closed"`
+	Refused          uint64    `json:"refused"`
+	Accepted         uint64    `json:"accepted"`
+	Sources          int       `json:"sources"`
+	Unparsed         uint64    `json:"unparsed"`
+	PeakCount        int       `json:"peak_count"`
+	Capacity         int       `json:"capacity"`
+	CapacityFrom     string    `json:"capacity_from"`
+	SaturatedSeconds float64   `json:"saturated_seconds"`
+	Blocks           int       `json:"blocks"`
+	Spared           int       `json:"spared"`
+	Prevented        uint64    `json:"prevented"`
+	First            time.Time `json:"first,omitzero"`
+	Last             time.Time `json:"last,omitzero"`
+}
+
+func (e *env) replay(c *cli.Context) error {
+	if !c.Args().Present() {
+		return &usageError{"name one or more logs, or - for standard input"}
+	}
+	p, err := e.policy(c)
+	if err != nil {
+		return err
+	}
+	if z := c.String("zone"); z != "" {
+		if _, err := time.LoadLocation(z); err != nil {
+			return &usageError{fmt.Sprintf("--zone %s: not a time zone", z)}
+		}
+		p.Zone = z
+	}
+	capacity := c.Int("capacity")
+	if c.IsSet("capacity") && capacity < 1 {
+		return &usageError{"--capacity: want 1 or more"}
+	}
+	loc := p.Location()
+	if loc == nil {
+		loc = time.Local
+	}
+	r, err := guard.NewReplay(p, capacity)
+	if err != nil {
+		return err
+	}
+	files, err := e.openLogs(c.Args().Slice(), loc)
+	defer func() {
+		for _, f := range files {
+			f.close()
+		}
+	}()
+	if err != nil {
+		return err
+	}
+
+	out := bufio.NewWriter(e.stdout)
+	defer out.Flush()
+	asJSON := c.Bool("json")
+	var blocks []store.Block
+	var spares []replaySpare
+	line := &env{stdout: out}
+	r.OnBlock = func(b store.Block) {
+		if !asJSON {
+			blocks = append(blocks, b)
+			return
+		}
+		v := b.Verdict
+		_ = line.json(replayBlock{"block", v.Time.UTC(), b.Prefix.String(), v.Rule, round(v.Score), policy.FormatDuration(v.Window),
+			v.Held, v.Sources, v.Opens, v.Refused, b.Offence, b.Until.UTC(), b.Reason})
+	}
+	r.OnSpare = func(v detector.Verdict, reason string) {
+		s := replaySpare{"spare", v.Time.UTC(), v.Source.String(), v.Rule, round(v.Score), reason, v.KnownGood}
+		if !asJSON {
+			spares = append(spares, s)
+			return
+		}
+		_ = line.json(s)
+	}
+	sum := replaySummary{Type: "summary"}
+	parser := exim.New(loc)
+	for _, f := range files {
+		parser.SetReference(f.modified)
+		if err := replayLog(c, f, parser, r, &sum); err != nil {
+			return fmt.Errorf("reading %s: %w", f.name, err)
+		}
+	}
+	st := r.Detector.Stats()
+	sum.Opened, sum.Closed, sum.Refused, sum.Accepted = st.Opened, st.Closed, st.Refused, st.Accepted
+	sum.Sources, sum.PeakCount, sum.SaturatedSeconds = st.Sources, st.PeakCount, round(st.Saturated.Seconds())
+	sum.Capacity, sum.CapacityFrom = r.Detector.Capacity()
+	if c.IsSet("capacity") {
+		sum.CapacityFrom = "--capacity"
+	}
+	sum.Blocks, sum.Spared, sum.Prevented = r.Blocks(), r.Spared(), r.Prevented()
+	sum.First, sum.Last = sum.First.UTC(), sum.Last.UTC()
+	if asJSON {
+		if err := line.json(sum); err != nil {
+			return err
+		}
+		return out.Flush()
+	}
+	showReplay(out, blocks, spares, sum)
+	return out.Flush()
+}
+
+func round(f float64) float64 { return math.Round(f*1e4) / 1e4 }
+
+// maxLine is the longest line that is parsed whole. Exim's own are cut at
+// 8,192 bytes (log.c, LOG_BUFFER_SIZE).
+const maxLine = 64 << 10
+
+func replayLog(c *cli.Context, f *logFile, parser *exim.Parser, r *guard.Replay, sum *replaySummary) error {
+	br := bufio.NewReaderSize(f, maxLine)
+	var ev detector.Event
+	for {
+		text, err := br.ReadSlice('\n')
+		if errors.Is(err, bufio.ErrBufferFull) {
+			for errors.Is(err, bufio.ErrBufferFull) { // too long for Exim: nothing of it is believed
+				_, err = br.ReadSlice('\n')
+			}
+			sum.Lines++
+			sum.Unparsed++
+			text = nil
+		} else if len(text) > 0 {
+			sum.Lines++
+			if sum.Lines%65536 == 0 && c.Context.Err() != nil {
+				return c.Context.Err()
+			}
+			text = bytes.TrimSuffix(text, []byte("\n"))
+			if parser.Parse(text, &ev) {
+				if sum.First.IsZero() {
+					sum.First = ev.Time
+				}
+				if ev.Kind != detector.Tick {
+					sum.Events++
+				}
+				if ev.Time.After(sum.Last) {
+					sum.Last = ev.Time
+				}
+				r.Observe(&ev)
+			} else {
+				sum.Unparsed++
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// logFile is an opened log.
+type logFile struct {
+	io.Reader
+	name     string
+	modified time.Time // the zero time for standard input: now
+	first    time.Time
+	close    func()
+}
+
+// openLogs opens logs and sorts them by their first lines.
+func (e *env) openLogs(names []string, loc *time.Location) ([]*logFile, error) {
+	var files []*logFile
+	for _, n := range names {
+		f, err := e.openLog(n)
+		if err != nil {
+			return files, err
+		}
+		files = append(files, f)
+		if len(names) > 1 {
+			br := bufio.NewReaderSize(f.Reader, maxLine)
+			head, _ := br.Peek(maxLine)
+			f.Reader = br
+			p := exim.New(loc)
+			p.SetReference(f.modified)
+			for line := range bytes.SplitSeq(head, []byte("\n")) {
+				var ev detector.Event
+				if p.Parse(line, &ev) {
+					f.first = ev.Time
+					break
+				}
+			}
+		}
+	}
+	slices.SortStableFunc(files, func(a, b *logFile) int { return cmp.Compare(a.first.UnixNano(), b.first.UnixNano()) })
+	return files, nil
+}
+
+// openLog opens a log and undoes its compression, which is recognised by its
+// first bytes, not by its name.
+func (e *env) openLog(name string) (*logFile, error) {
+	f := &logFile{name: name, close: func() {}}
+	var raw io.Reader
+	if name == "-" {
+		f.name, raw = "standard input", e.stdin
+		f.modified = time.Now()
+	} else {
+		file, err := os.Open(name)
+		if err != nil {
+			return nil, err
+		}
+		f.close = func() { file.Close() }
+		fi, err := file.Stat()
+		if err == nil && fi.IsDir() {
+			err = fmt.Errorf("%s is a directory", name)
+		}
+		if err != nil {
+			f.close()
+			return nil, err
+		}
+		f.modified, raw = fi.ModTime(), file
+	}
+	br := bufio.NewReaderSize(raw, 256<<10)
+	magic, _ := br.Peek(6)
+	var err error
+	switch {
+	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
+		f.Reader, err = gzip.NewReader(br)
+	case bytes.HasPrefix(magic, []byte("BZh")):
+		f.Reader = bzip2.NewReader(br)
+	case bytes.HasPrefix(magic, []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
+		f.Reader, err = xz.ReaderConfig{DictCap: 64 << 20}.NewReader(br)
+	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}):
+		var z *zstd.Decoder
+		if z, err = zstd.NewReader(br, zstd.WithDecoderMaxMemory(256<<20), zstd.WithDecoderConcurrency(1)); err == nil {
+			f.Reader = z
+			under := f.close
+			f.close = func() { z.Close(); under() }
+		}
+	default:
+		f.Reader = br
+	}
+	if err != nil {
+		f.close()
+		return nil, fmt.Errorf("reading %s: %w", f.name, err)
+	}
+	return f, nil
+}
+
+func showReplay(out io.Writer, blocks []store.Block, spares []replaySpare, s replaySummary) {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	if len(blocks) > 0 {
+		fmt.Fprintln(w, "TIME\tBLOCK\tFOR\tRULE\tWHY")
+		for _, b := range blocks {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", clock(b.Since), b.Prefix, policy.FormatDuration(b.Until.Sub(b.Since)), b.Verdict.Rule, b.Reason)
+		}
+		w.Flush()
+		fmt.Fprintln(out)
+	}
+	for _, sp := range spares {
+		fmt.Fprintf(out, "spared  %s  %s: %s\n", clock(sp.Time), sp.Prefix, sp.Reason)
+	}
+	if len(spares) > 0 {
+		fmt.Fprintln(out)
+	}
+	row := func(name, format string, args ...any) {
+		fmt.Fprintf(w, "%s\t"+format+"\n", append([]any{name}, args...)...)
+	}
+	if s.First.IsZero() {
+		row("time", "no line with a time was found")
+	} else {
+		row("time", "%s to %s", clock(s.First), clock(s.Last))
+	}
+	row("lines", "%d, %d of them events, %d not Exim's", s.Lines, s.Events, s.Unparsed)
+	row("connections", "%d opened by %d sources, %d closed, %d refused; %d messages accepted", s.Opened, s.Sources, s.Closed, s.Refused, s.Accepted)
+	row("slots", "at most %d of %d taken (%s), saturated for %s", s.PeakCount, s.Capacity, s.CapacityFrom, span(time.Duration(s.SaturatedSeconds*float64(time.Second))))
+	row("blocks", "%d, which would have kept away %s; %d spared", s.Blocks, count(int(s.Prevented), "connection", "connections"), s.Spared)
+	w.Flush()
+	if s.Opened == 0 && s.Lines > 0 {
+		fmt.Fprintln(out, "\nThe log has no connection lines: add +smtp_connection +incoming_port to Exim's log_selector. The daemon sees connections in the kernel all the same.")
+	}
+}

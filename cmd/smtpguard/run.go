@@ -1,0 +1,246 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/urfave/cli/v2"
+
+	"github.com/smtpguard/smtpguard/control"
+	"github.com/smtpguard/smtpguard/detector/exim"
+	"github.com/smtpguard/smtpguard/guard"
+	"github.com/smtpguard/smtpguard/policy"
+	"github.com/smtpguard/smtpguard/sockets"
+	"github.com/smtpguard/smtpguard/store"
+)
+
+func (e *env) runCommand() *cli.Command {
+	return &cli.Command{
+		Name: "run", Usage: "the daemon: follow the log and keep the server reachable",
+		Description: "Settings come from the policy; the flags override it, for trials and containers. SIGHUP reads the policy again.",
+		Flags: []cli.Flag{
+			&cli.StringSliceFlag{Name: "log", Usage: "follow `FILE` (may be given more than once)"},
+			&cli.StringFlag{Name: "mode", Usage: "`MODE` is observe or enforce"},
+			&cli.StringFlag{Name: "backend", Usage: "packet filter `NAME`"},
+			&cli.StringFlag{Name: "capacity", Usage: "the server has `N` slots (smtp_accept_max)"},
+			&cli.StringFlag{Name: "confirm", Usage: "confirm verdicts by `sockets`, or off"},
+		},
+		Action: e.run,
+	}
+}
+
+// runPolicy is the policy with the flags of run.
+func (e *env) runPolicy(c *cli.Context) (*policy.Policy, error) {
+	p, err := e.policy(c)
+	if err != nil {
+		return nil, err
+	}
+	for flag, key := range map[string]string{"mode": "mode", "confirm": "confirm", "backend": "firewall.backend", "capacity": "capacity"} {
+		if c.IsSet(flag) {
+			if err := p.Set(key, c.String(flag)); err != nil {
+				return nil, &usageError{fmt.Sprintf("--%s: %v", flag, err)}
+			}
+		}
+	}
+	if logs := c.StringSlice("log"); len(logs) > 0 {
+		p.Logs = nil
+		for _, l := range logs {
+			abs, err := filepath.Abs(l)
+			if err != nil {
+				return nil, err
+			}
+			p.Logs = append(p.Logs, abs)
+		}
+	}
+	return p, nil
+}
+
+func (e *env) run(c *cli.Context) (err error) {
+	if err := noArgs(c); err != nil {
+		return err
+	}
+	p, err := e.runPolicy(c)
+	if err != nil {
+		return err
+	}
+	log := e.logger()
+	mta, mtaErr := exim.ReadConfig(c.Context)
+	if mtaErr != nil {
+		log.Debug("Exim's configuration was not read", "err", mtaErr)
+	}
+	logs, err := findLogs(p, mta, mtaErr)
+	if err != nil {
+		return err
+	}
+
+	// Nothing is changed before everything that can be refused was tried: the
+	// socket (another daemon?), the store (in use, damaged?), the filter.
+	l, err := control.Listen(p.Control.Socket, p.Control.Group)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	st, err := store.Open(p.Store.Path, store.Options{})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, st.Close()) }()
+	var why string
+	o := guard.Options{
+		Policy: p, Store: st, Log: log, Version: programVersion(),
+		OpenFirewall: openFirewall(p, st, func(w string) { why = w }),
+		Notify:       func(state string) { _, _ = daemon.SdNotify(false, state) },
+	}
+	switch {
+	case p.Capacity > 0:
+		o.Capacity, o.CapacityFrom = p.Capacity, "the policy"
+	case mtaErr == nil && mta.AcceptMax > 0:
+		o.Capacity, o.CapacityFrom = mta.AcceptMax, "Exim's smtp_accept_max"
+	}
+	if p.Confirm == policy.ConfirmSockets {
+		t, err := sockets.Open(sockets.Options{})
+		if err != nil {
+			return withHint(fmt.Errorf("opening the kernel's socket table: %w", err), "`confirm: off` works without it, and then believes the log alone")
+		}
+		defer t.Close()
+		o.Sockets = t
+	}
+	zone := p.Location()
+	if zone == nil {
+		zone = zoneOf(mta, mtaErr)
+	}
+	for _, path := range logs {
+		o.Logs = append(o.Logs, guard.Log{Path: path, Parser: exim.New(zone)})
+	}
+	g, err := guard.New(c.Context, o)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(c.Context), 10*time.Second)
+		defer cancel()
+		err = errors.Join(err, g.Close(ctx, p.Firewall.OnStop == policy.Remove && p.Mode == policy.Enforce))
+	}()
+	log.Info("smtpguard starts", "version", programVersion(), "mode", string(p.Mode), "backend", g.Backend(), "because", why,
+		"logs", logs, "capacity", o.Capacity, "capacity_from", o.CapacityFrom, "zone", zone.String())
+	if p.Mode != policy.Enforce {
+		log.Warn("mode is observe: everything is decided and recorded, nothing is blocked")
+	}
+	if mtaErr == nil && !mta.SmtpConnection {
+		log.Warn("Exim's log_selector lacks smtp_connection: the socket table alone shows who holds slots",
+			"hint", "add +smtp_connection +incoming_port to log_selector")
+	}
+
+	ctx, cancel := context.WithCancel(c.Context)
+	defer cancel()
+	served := make(chan error, 1)
+	go func() { served <- control.Serve(ctx, l, g, log); cancel() }()
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	go func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-hup:
+				e.reload(ctx, c, g, log)
+			}
+		}
+	}()
+	err = g.Run(ctx)
+	cancel()
+	log.Info("smtpguard stops; blocks stay in force until their time", "on_stop", string(p.Firewall.OnStop))
+	return errors.Join(err, <-served)
+}
+
+// reload reads the policy again. A policy with faults changes nothing.
+func (e *env) reload(ctx context.Context, c *cli.Context, g *guard.Guard, log *slog.Logger) {
+	p, err := e.runPolicy(c)
+	if err == nil {
+		var later []string
+		if later, err = g.Reload(ctx, p); err == nil {
+			log.Info("the policy is read again", "needs_restart", later)
+			return
+		}
+	}
+	log.Error("the policy was not taken, the one before stays", "err", err)
+}
+
+// logger writes to the terminal or the journal, which has its own times.
+func (e *env) logger() *slog.Logger {
+	o := &slog.HandlerOptions{}
+	if os.Getenv("JOURNAL_STREAM") != "" {
+		o.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
+			if len(groups) == 0 && a.Key == slog.TimeKey {
+				return slog.Attr{}
+			}
+			return a
+		}
+	}
+	return slog.New(slog.NewTextHandler(e.stderr, o))
+}
+
+// findLogs resolves "auto" to the log that Exim writes, else to the first of
+// the usual places that exists.
+func findLogs(p *policy.Policy, mta exim.Config, mtaErr error) ([]string, error) {
+	var logs []string
+	for _, l := range p.Logs {
+		if l != policy.Auto {
+			logs = append(logs, l)
+			continue
+		}
+		found := ""
+		if mtaErr == nil {
+			found = mta.MainLog
+		}
+		for _, cand := range policy.LogCandidates {
+			if found != "" {
+				break
+			}
+			if _, err := os.Stat(cand); err == nil {
+				found = cand
+			}
+		}
+		if found == "" {
+			return nil, withHint(errors.New("no Exim main log was found"), fmt.Sprintf("name it: `logs: [/path/to/mainlog]` in the policy, or --log; looked for what `exim -bP log_file_path` says, and %v", policy.LogCandidates))
+		}
+		logs = append(logs, found)
+	}
+	for _, l := range logs {
+		f, err := os.Open(l)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // it may be made later; following waits for it
+		}
+		if err != nil {
+			return nil, withHint(fmt.Errorf("the log cannot be read: %w", err), "run as root, or as a user in the log's group (adm, mail or Debian-exim)")
+		}
+		fi, err := f.Stat()
+		f.Close()
+		if err == nil && fi.IsDir() {
+			return nil, withHint(fmt.Errorf("the log %s is a directory", l), "name the main log in it")
+		}
+	}
+	slices.Sort(logs)
+	return slices.Compact(logs), nil
+}
+
+// zoneOf is the zone of timestamps that state none: Exim's own setting, else
+// this machine's.
+func zoneOf(mta exim.Config, err error) *time.Location {
+	if err == nil && mta.Timezone != "" {
+		if loc, err := time.LoadLocation(mta.Timezone); err == nil {
+			return loc
+		}
+	}
+	return time.Local
+}

@@ -1,0 +1,109 @@
+package main
+
+import (
+	"fmt"
+	"text/tabwriter"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/smtpguard/smtpguard/control"
+	"github.com/smtpguard/smtpguard/detector"
+	"github.com/smtpguard/smtpguard/guard"
+)
+
+func (e *env) statusCommand() *cli.Command {
+	return &cli.Command{Name: "status", Usage: "pressure, holders, blocks, and whether all is well", Action: e.status}
+}
+
+func (e *env) status(c *cli.Context) error {
+	if err := noArgs(c); err != nil {
+		return err
+	}
+	p, err := e.policy(c)
+	if err != nil {
+		return err
+	}
+	cl, err := control.Dial(c.Context, p.Control.Socket)
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	s, err := cl.Status(c.Context)
+	if err != nil {
+		return err
+	}
+	if c.Bool("json") {
+		return e.json(s)
+	}
+	e.showStatus(s)
+	return nil
+}
+
+func (e *env) showStatus(s guard.Status) {
+	w := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
+	row := func(name, format string, args ...any) {
+		fmt.Fprintf(w, "%s\t"+format+"\n", append([]any{name}, args...)...)
+	}
+	row("smtpguard", "%s, pid %d, up %s, mode %s", s.Version, s.PID, span(s.Time.Sub(s.Started)), s.Mode)
+	full := ""
+	if s.Saturated {
+		full = ", SATURATED"
+	}
+	row("slots", "%d of %d taken (%.0f %%%s); capacity from %s", s.Count, s.Capacity, 100*s.Pressure, full, s.CapacityFrom)
+	for i, h := range s.Holders {
+		if i == 3 {
+			break
+		}
+		name := ""
+		if i == 0 {
+			name = "held by"
+		}
+		row(name, "%s  %d", h.Source, h.Held)
+	}
+	row("blocks", "%d in force, %d observed, %d waiting for confirmation", s.Blocks, s.Watched, s.Pending)
+	row("so far", "%d blocked, %d spared, %d refused by the gate, %d not confirmed, %d lifted, %d expired",
+		s.Counters.Blocked+s.Counters.Observed, s.Counters.Spared, s.Counters.Refused, s.Counters.Unconfirmed, s.Counters.Lifted, s.Counters.Expired)
+	if s.Counters.LastRelief > 0 {
+		row("last relief", "%s after the verdict, at %s", s.Counters.LastRelief.Round(time.Millisecond), clock(s.Counters.LastReliefAt))
+	}
+	for _, l := range s.Logs {
+		state := "read to the end"
+		if !l.CaughtUp {
+			state = fmt.Sprintf("%d bytes behind", l.Behind)
+		}
+		row("log", "%s: %d lines, %s", l.Path, l.Lines, state)
+	}
+	fw := s.Firewall.Backend
+	switch {
+	case !s.Firewall.Real:
+		fw += " (drops nothing)"
+	case s.Firewall.Agrees:
+		fw += fmt.Sprintf(": holds what the store says (repaired %d times)", s.Firewall.Repairs)
+	default:
+		fw += ": DIFFERS from the store: " + s.Firewall.Error
+	}
+	row("firewall", "%s", fw)
+	if s.Sockets.Confirm {
+		able := "connections can be ended"
+		if !s.Sockets.CanDestroy {
+			able = "connections cannot be ended"
+		}
+		row("sockets", "%d hold a slot; %s", s.Sockets.Holding, able)
+	}
+	w.Flush()
+	for _, t := range s.Warnings {
+		fmt.Fprintln(e.stdout, "warning:", t)
+	}
+	for _, f := range s.Faults {
+		fmt.Fprintf(e.stdout, "error at %s: %s: %s\n", clock(f.Time), f.What, f.Err)
+	}
+}
+
+// score shows a value as its metric is spoken of.
+func score(m detector.Metric, v float64) string {
+	if m == detector.Opens {
+		return fmt.Sprintf("%.0f connections", v)
+	}
+	return fmt.Sprintf("%.0f %% of the slots", 100*v)
+}

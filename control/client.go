@@ -1,0 +1,149 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/smtpguard/smtpguard/guard"
+	"github.com/smtpguard/smtpguard/store"
+)
+
+// ErrNoDaemon: nobody answers on the socket.
+var ErrNoDaemon = errors.New("no smtpguard is running")
+
+// Client speaks to the daemon. It is a Guard; the names of operators that are
+// passed to it are not sent, since the daemon asks the kernel.
+type Client struct {
+	http *http.Client
+	path string
+}
+
+// Dial makes a Client for the socket at path. The error wraps ErrNoDaemon if
+// there is no socket or nobody answers on it; it is another one if the socket
+// may not be opened.
+func Dial(ctx context.Context, path string) (*Client, error) {
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "unix", path)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
+			return nil, fmt.Errorf("%w (nobody answers on %s)", ErrNoDaemon, path)
+		}
+		return nil, fmt.Errorf("opening the daemon's socket: %w", err)
+	}
+	c.Close()
+	return &Client{path: path, http: &http.Client{
+		Timeout: deadline,
+		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return d.DialContext(ctx, "unix", path)
+		}},
+	}}, nil
+}
+
+// Close lets go of idle connections.
+func (c *Client) Close() error { c.http.CloseIdleConnections(); return nil }
+
+func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://smtpguard"+path, body)
+	if err != nil {
+		return err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return fmt.Errorf("asking the daemon: %w", err)
+	}
+	defer resp.Body.Close()
+	dec := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer))
+	if resp.StatusCode != http.StatusOK {
+		var f failure
+		if err := dec.Decode(&f); err != nil || f.Error == "" {
+			return fmt.Errorf("the daemon answered %s", resp.Status)
+		}
+		if len(f.Blocks) > 0 {
+			if b, err := json.Marshal(f.Blocks); err == nil {
+				_ = json.Unmarshal(b, out) // lists take it; a single block does not, and need not
+			}
+		}
+		switch {
+		case f.Refused != nil:
+			return f.Refused
+		case f.Covered != nil:
+			return f.Covered
+		}
+		return errors.New(f.Error)
+	}
+	if err := dec.Decode(out); err != nil {
+		return fmt.Errorf("reading the daemon's answer: %w", err)
+	}
+	return nil
+}
+
+func (c *Client) get(ctx context.Context, path string, p netip.Prefix, out any) error {
+	if p.IsValid() {
+		path += "?prefix=" + url.QueryEscape(p.String())
+	}
+	return c.call(ctx, http.MethodGet, path, nil, out)
+}
+
+func (c *Client) Status(ctx context.Context) (v guard.Status, err error) {
+	err = c.get(ctx, pathStatus, netip.Prefix{}, &v)
+	return v, err
+}
+
+func (c *Client) Blocks(ctx context.Context) (v []guard.BlockInfo, err error) {
+	err = c.get(ctx, pathBlocks, netip.Prefix{}, &v)
+	return v, err
+}
+
+func (c *Client) History(ctx context.Context, p netip.Prefix) (v []guard.BlockInfo, err error) {
+	err = c.get(ctx, pathHistory, p, &v)
+	return v, err
+}
+
+func (c *Client) Explain(ctx context.Context, p netip.Prefix) (v guard.Explanation, err error) {
+	err = c.get(ctx, pathExplain, p, &v)
+	return v, err
+}
+
+func (c *Client) Allowed(ctx context.Context) (v []guard.AllowInfo, err error) {
+	err = c.get(ctx, pathAllowed, netip.Prefix{}, &v)
+	return v, err
+}
+
+func (c *Client) Block(ctx context.Context, r guard.BlockRequest) (v store.Block, err error) {
+	err = c.call(ctx, http.MethodPost, pathBlock, change{Prefix: r.Prefix, For: r.For, Text: r.Reason}, &v)
+	return v, err
+}
+
+func (c *Client) Unblock(ctx context.Context, p netip.Prefix, _ string) (v []store.Block, err error) {
+	err = c.call(ctx, http.MethodPost, pathUnblock, change{Prefix: p, All: !p.IsValid()}, &v)
+	return v, err
+}
+
+func (c *Client) Allow(ctx context.Context, e store.AllowEntry) (v []store.Block, err error) {
+	err = c.call(ctx, http.MethodPost, pathAllow, change{Prefix: e.Prefix, Text: e.Note, Until: e.Until}, &v)
+	return v, err
+}
+
+func (c *Client) Disallow(ctx context.Context, p netip.Prefix) (v bool, err error) {
+	err = c.call(ctx, http.MethodPost, pathForget, change{Prefix: p}, &v)
+	return v, err
+}

@@ -1,0 +1,61 @@
+// Package control is the daemon's Unix socket, both ends: JSON over HTTP, for
+// root (and a group, by choice) only.
+package control
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"github.com/smtpguard/smtpguard/guard"
+	"github.com/smtpguard/smtpguard/store"
+)
+
+// Guard is what the socket offers to commands. *guard.Guard is one, and so is
+// *Client: a command that finds no daemon talks to the store's guard itself.
+type Guard interface {
+	Status(ctx context.Context) (guard.Status, error)
+	Blocks(ctx context.Context) ([]guard.BlockInfo, error)
+	History(ctx context.Context, p netip.Prefix) ([]guard.BlockInfo, error)
+	Explain(ctx context.Context, p netip.Prefix) (guard.Explanation, error)
+	Block(ctx context.Context, r guard.BlockRequest) (store.Block, error)
+	Unblock(ctx context.Context, p netip.Prefix, by string) ([]store.Block, error)
+	Allow(ctx context.Context, e store.AllowEntry) ([]store.Block, error)
+	Disallow(ctx context.Context, p netip.Prefix) (bool, error)
+	Allowed(ctx context.Context) ([]guard.AllowInfo, error)
+}
+
+// Paths of the interface, and the bounds of what is read from the other end.
+const (
+	pathStatus  = "/v1/status"
+	pathBlocks  = "/v1/blocks"
+	pathHistory = "/v1/history"
+	pathExplain = "/v1/explain"
+	pathBlock   = "/v1/block"
+	pathUnblock = "/v1/unblock"
+	pathAllow   = "/v1/allow"
+	pathAllowed = "/v1/allowed"
+	pathForget  = "/v1/disallow"
+
+	maxRequest = 64 << 10
+	maxAnswer  = 256 << 20 // 100,000 blocks with their evidence
+	deadline   = 30 * time.Second
+)
+
+// change is the body of every request that changes something.
+type change struct {
+	Prefix netip.Prefix  `json:"prefix,omitzero"`
+	All    bool          `json:"all,omitempty"`
+	For    time.Duration `json:"for_ns,omitempty"`
+	Until  time.Time     `json:"until,omitzero"`
+	Text   string        `json:"text,omitempty"`
+}
+
+// failure is the body of every answer but 200.
+type failure struct {
+	Error   string              `json:"error"`
+	Hint    string              `json:"hint,omitempty"`
+	Refused *guard.Refusal      `json:"refused,omitempty"`
+	Covered *guard.CoveredError `json:"covered,omitempty"`
+	Blocks  []store.Block       `json:"blocks,omitempty"` // what was done all the same
+}

@@ -1,0 +1,312 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/smtpguard/smtpguard/guard"
+	"github.com/smtpguard/smtpguard/store"
+)
+
+// ErrRunning: another daemon answers on the socket.
+var ErrRunning = errors.New("another smtpguard is running")
+
+// Listen makes the Unix socket at path, mode 0600, or 0660 for group if one is
+// named. It takes the place of a socket that nobody answers on, never of a
+// file of another kind. The error wraps ErrRunning if somebody answers.
+func Listen(path, group string) (net.Listener, error) {
+	if fi, err := os.Lstat(path); err == nil {
+		if fi.Mode().Type() != fs.ModeSocket {
+			return nil, fmt.Errorf("%s exists and is not a socket", path)
+		}
+		if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+			c.Close()
+			return nil, fmt.Errorf("%w and answers on %s", ErrRunning, path)
+		} else if !errors.Is(err, unix.ECONNREFUSED) {
+			return nil, fmt.Errorf("looking who answers on %s: %w", path, err)
+		}
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("removing the socket of a daemon that is gone: %w", err)
+		}
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("making the directory of the socket: %w", err)
+	}
+	gid := -1
+	if group != "" {
+		g, err := user.LookupGroup(group)
+		if err != nil {
+			return nil, fmt.Errorf("control.group: %w", err)
+		}
+		if gid, err = strconv.Atoi(g.Gid); err != nil {
+			return nil, fmt.Errorf("control.group: %w", err)
+		}
+	}
+	// The socket must never be open to all, not even between bind and chmod:
+	// it is made under another name.
+	tmp := fmt.Sprintf("%s.%d", path, os.Getpid())
+	os.Remove(tmp)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: tmp, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("making the socket: %w", err)
+	}
+	l.SetUnlinkOnClose(false)
+	mode := fs.FileMode(0o600)
+	if gid >= 0 {
+		mode = 0o660
+		err = os.Chown(tmp, -1, gid)
+	}
+	if err == nil {
+		err = os.Chmod(tmp, mode)
+	}
+	if err == nil {
+		err = os.Rename(tmp, path)
+	}
+	if err != nil {
+		l.Close()
+		os.Remove(tmp)
+		return nil, fmt.Errorf("making the socket: %w", err)
+	}
+	return &listener{UnixListener: l, path: path}, nil
+}
+
+// listener removes the socket when it is closed.
+type listener struct {
+	*net.UnixListener
+	path string
+	once sync.Once
+}
+
+func (l *listener) Close() error {
+	err := l.UnixListener.Close()
+	l.once.Do(func() { os.Remove(l.path) })
+	return err
+}
+
+// peer is who is at the other end of a connection.
+type peer struct{}
+
+// Serve answers on l until ctx ends; it closes l. Only root, the daemon's own
+// user, and members of the socket's group (who alone can open it) are served.
+func Serve(ctx context.Context, l net.Listener, g Guard, log *slog.Logger) error {
+	s := &server{guard: g, log: log}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+pathStatus, s.status)
+	mux.HandleFunc("GET "+pathBlocks, s.blocks)
+	mux.HandleFunc("GET "+pathHistory, s.history)
+	mux.HandleFunc("GET "+pathExplain, s.explain)
+	mux.HandleFunc("GET "+pathAllowed, s.allowed)
+	mux.HandleFunc("POST "+pathBlock, s.block)
+	mux.HandleFunc("POST "+pathUnblock, s.unblock)
+	mux.HandleFunc("POST "+pathAllow, s.allow)
+	mux.HandleFunc("POST "+pathForget, s.disallow)
+	srv := &http.Server{
+		Handler:           http.MaxBytesHandler(mux, maxRequest),
+		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 2 * deadline, IdleTimeout: 30 * time.Second,
+		MaxHeaderBytes: 16 << 10,
+		ErrorLog:       slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, peer{}, who(c))
+		},
+	}
+	done := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(done)
+		grace, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		if srv.Shutdown(grace) != nil {
+			srv.Close()
+		}
+	})
+	err := srv.Serve(l)
+	if !stop() {
+		<-done
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+// who names the user at the other end as "NAME (uid N)".
+func who(c net.Conn) string {
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		return "unknown"
+	}
+	raw, err := u.SyscallConn()
+	if err != nil {
+		return "unknown"
+	}
+	var cred *unix.Ucred
+	if raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }) != nil || err != nil {
+		return "unknown"
+	}
+	return Operator(int(cred.Uid))
+}
+
+// Operator names a user as blocks and decisions record it.
+func Operator(uid int) string {
+	name := "user"
+	if u, err := user.LookupId(strconv.Itoa(uid)); err == nil {
+		name = u.Username
+	}
+	return fmt.Sprintf("%s (uid %d)", name, uid)
+}
+
+type server struct {
+	guard Guard
+	log   *slog.Logger
+}
+
+func (s *server) status(w http.ResponseWriter, r *http.Request) {
+	v, err := s.guard.Status(r.Context())
+	answer(w, v, err)
+}
+
+func (s *server) blocks(w http.ResponseWriter, r *http.Request) {
+	v, err := s.guard.Blocks(r.Context())
+	answer(w, v, err)
+}
+
+func (s *server) allowed(w http.ResponseWriter, r *http.Request) {
+	v, err := s.guard.Allowed(r.Context())
+	answer(w, v, err)
+}
+
+func (s *server) history(w http.ResponseWriter, r *http.Request) {
+	if p, ok := query(w, r); ok {
+		v, err := s.guard.History(r.Context(), p)
+		answer(w, v, err)
+	}
+}
+
+func (s *server) explain(w http.ResponseWriter, r *http.Request) {
+	if p, ok := query(w, r); ok {
+		v, err := s.guard.Explain(r.Context(), p)
+		answer(w, v, err)
+	}
+}
+
+func (s *server) block(w http.ResponseWriter, r *http.Request) {
+	if c, ok := body(w, r); ok {
+		v, err := s.guard.Block(r.Context(), guard.BlockRequest{Prefix: c.Prefix, For: c.For, Reason: c.Text, By: by(r)})
+		if v.ID == 0 {
+			answer(w, v, err)
+			return
+		}
+		answerPartly(w, v, []store.Block{v}, err)
+	}
+}
+
+func (s *server) unblock(w http.ResponseWriter, r *http.Request) {
+	if c, ok := body(w, r); ok {
+		if c.All == c.Prefix.IsValid() {
+			refuse(w, http.StatusBadRequest, failure{Error: "name a prefix, or all, not both"})
+			return
+		}
+		v, err := s.guard.Unblock(r.Context(), c.Prefix, by(r))
+		answerPartly(w, v, v, err)
+	}
+}
+
+func (s *server) allow(w http.ResponseWriter, r *http.Request) {
+	if c, ok := body(w, r); ok {
+		v, err := s.guard.Allow(r.Context(), store.AllowEntry{Prefix: c.Prefix, Note: c.Text, By: by(r), Added: time.Now(), Until: c.Until})
+		answerPartly(w, v, v, err)
+	}
+}
+
+func (s *server) disallow(w http.ResponseWriter, r *http.Request) {
+	if c, ok := body(w, r); ok {
+		v, err := s.guard.Disallow(r.Context(), c.Prefix)
+		answer(w, v, err)
+	}
+}
+
+func by(r *http.Request) string {
+	s, _ := r.Context().Value(peer{}).(string)
+	return s
+}
+
+func query(w http.ResponseWriter, r *http.Request) (netip.Prefix, bool) {
+	p, err := netip.ParsePrefix(r.URL.Query().Get("prefix"))
+	if err != nil {
+		refuse(w, http.StatusBadRequest, failure{Error: "prefix: " + err.Error()})
+		return p, false
+	}
+	return p, true
+}
+
+func body(w http.ResponseWriter, r *http.Request) (c change, ok bool) {
+	dec := json.NewDecoder(r.Body)
+	dec.DisallowUnknownFields()
+	err := dec.Decode(&c)
+	if err == nil {
+		if _, more := dec.Token(); more != io.EOF {
+			err = errors.New("more than one value")
+		}
+	}
+	if err == nil {
+		err = printable(c.Text)
+	}
+	if err != nil {
+		refuse(w, http.StatusBadRequest, failure{Error: "reading the request: " + err.Error()})
+		return c, false
+	}
+	return c, true
+}
+
+// printable refuses text that would garble a terminal or a log line.
+func printable(s string) error {
+	if len(s) > 500 {
+		return errors.New("the text is longer than 500 bytes")
+	}
+	if strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f || r == '\uFFFD' || (r >= 0x80 && r < 0xa0) }) {
+		return errors.New("the text has control characters")
+	}
+	return nil
+}
+
+func answer(w http.ResponseWriter, v any, err error) { answerPartly(w, v, nil, err) }
+
+// answerPartly answers with v, or with the error and with what was done all
+// the same.
+func answerPartly(w http.ResponseWriter, v any, done []store.Block, err error) {
+	if err != nil {
+		f := failure{Error: err.Error(), Blocks: done}
+		code := http.StatusInternalServerError
+		if errors.As(err, &f.Refused) {
+			code, f.Hint = http.StatusForbidden, f.Refused.Hint
+		} else if errors.As(err, &f.Covered) {
+			code = http.StatusConflict
+		}
+		refuse(w, code, f)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(v)
+}
+
+func refuse(w http.ResponseWriter, code int, f failure) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(f)
+}

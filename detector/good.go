@@ -1,0 +1,218 @@
+package detector
+
+import (
+	"cmp"
+	"iter"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// GoodSender is an address that delivered accepted mail or logged in.
+type GoodSender struct {
+	Addr     netip.Addr `json:"address"`
+	First    time.Time  `json:"first"`
+	Last     time.Time  `json:"last"`     // last message or login
+	Messages int        `json:"messages"` // and logins
+}
+
+// good is a GoodSender as kept. Times are the log's, in nanoseconds.
+type good struct {
+	key         key
+	first, last int64
+	messages    uint32
+	// Messages in the detector's minute, and in the one before it.
+	minute    int64
+	cur, prev uint32
+}
+
+type goods struct {
+	slab   slab[good]
+	index  map[key]uint32
+	max    int
+	maxAge int64
+	factor float64
+	hand   uint32
+}
+
+func (g *goods) init(c KnownGood) {
+	g.index = make(map[key]uint32)
+	g.maxAge = int64(c.MaxAge)
+	g.factor = c.Factor
+	g.slab.max = 1 << 30
+}
+
+// get is the entry of k, made if need be; then the longest unused of sixteen
+// goes if there are too many.
+func (g *goods) get(k key) *good {
+	if i, ok := g.index[k]; ok {
+		return g.slab.at(i)
+	}
+	if len(g.index) >= g.max {
+		var worst uint32
+		for range min(16, g.slab.used) {
+			g.hand++
+			if g.hand > g.slab.used {
+				g.hand = 1
+			}
+			if worst == 0 || g.slab.at(g.hand).last < g.slab.at(worst).last {
+				worst = g.hand
+			}
+		}
+		delete(g.index, g.slab.at(worst).key)
+		g.slab.release(worst)
+	}
+	i := g.slab.alloc()
+	g.index[k] = i
+	e := g.slab.at(i)
+	e.key = k
+	return e
+}
+
+// accepted: ev.Source delivered a message or logged in.
+func (d *Detector) accepted(ev *Event) {
+	d.stats.Accepted++
+	k := keyOf(ev.Source)
+	for i := d.find(k); i != 0; {
+		n := d.nodes.at(i)
+		n.accepted++
+		n.last = d.now
+		i = n.parent
+	}
+	e := d.goods.get(k)
+	t := d.now - d.offset
+	if e.first == 0 {
+		e.first = t
+	}
+	e.last = max(e.last, t)
+	e.messages++
+	m := d.now / int64(time.Minute)
+	switch m - e.minute {
+	case 0:
+	case 1:
+		e.prev, e.cur = e.cur, 0
+	default:
+		e.prev, e.cur = 0, 0
+	}
+	e.minute = m
+	e.cur++
+}
+
+// good is what is known of the good address k; nil if nothing, or if it is too
+// long ago.
+func (d *Detector) good(k key) *good {
+	i, ok := d.goods.index[k]
+	if !ok {
+		return nil
+	}
+	if e := d.goods.slab.at(i); d.now-d.offset-e.last <= d.goods.maxAge {
+		return e
+	}
+	return nil
+}
+
+// lastMinute estimates the messages of e in the last minute, in the way of
+// window.
+func (d *Detector) lastMinute(e *good) float64 {
+	m := d.now / int64(time.Minute)
+	rest := 1 - float64(d.now%int64(time.Minute))/float64(time.Minute)
+	switch m - e.minute {
+	case 0:
+		return float64(e.cur) + rest*float64(e.prev)
+	case 1:
+		return rest * float64(e.cur)
+	}
+	return 0
+}
+
+// mostSaturation is the highest saturation threshold of a known good address:
+// it is not immune.
+const mostSaturation = 0.9
+
+// threshold is what address n has to reach to cross rule r: more if it is
+// known good, and more again if it works.
+func (d *Detector) threshold(n *node, r *Rule) float64 {
+	e := d.good(n.key)
+	if e == nil {
+		return r.Threshold
+	}
+	t := r.Threshold * d.goods.factor
+	if d.lastMinute(e) >= max(1, float64(n.held)) {
+		t *= d.goods.factor
+	}
+	return raised(r, t)
+}
+
+// raised is t, or as much of it as r may be raised to.
+func raised(r *Rule, t float64) float64 {
+	if r.Metric == Saturation {
+		return min(t, max(r.Threshold, mostSaturation))
+	}
+	return t
+}
+
+// goodIn lists the known good addresses inside k, the latest first.
+func (d *Detector) goodIn(k key) []*good {
+	var in []*good
+	for i := uint32(1); i <= d.goods.slab.used; i++ {
+		if e := d.goods.slab.at(i); e.key.bits != 0 && k.contains(e.key) && d.now-d.offset-e.last <= d.goods.maxAge {
+			in = append(in, e)
+		}
+	}
+	slices.SortFunc(in, func(a, b *good) int {
+		return cmp.Or(cmp.Compare(b.last, a.last), cmp.Compare(a.key.hi, b.key.hi), cmp.Compare(a.key.lo, b.key.lo))
+	})
+	return in
+}
+
+// LearnGood makes a known as a good sender, as if it had delivered messages
+// messages between first and last: what a store or old logs remember. What is
+// known already is widened, not replaced.
+func (d *Detector) LearnGood(a netip.Addr, first, last time.Time, messages int) {
+	f, l := logNanos(first), logNanos(last)
+	if !a.IsValid() || l == 0 || messages < 0 {
+		return
+	}
+	if f == 0 || f > l {
+		f = l
+	}
+	e := d.goods.get(keyOf(a))
+	if e.first == 0 || f < e.first {
+		e.first = f
+	}
+	e.last = max(e.last, l)
+	e.messages = uint32(max(uint64(e.messages), min(uint64(messages), 1<<32-1)))
+}
+
+// ForgetGood makes a unknown again, as a sender.
+func (d *Detector) ForgetGood(a netip.Addr) {
+	if !a.IsValid() {
+		return
+	}
+	k := keyOf(a)
+	if i, ok := d.goods.index[k]; ok {
+		delete(d.goods.index, k)
+		*d.goods.slab.at(i) = good{}
+		d.goods.slab.release(i)
+	}
+}
+
+// KnownGood yields the known good senders, in no particular order, at most
+// Config.KnownGood.Max. The detector must not be used meanwhile.
+func (d *Detector) KnownGood() iter.Seq[GoodSender] {
+	return func(yield func(GoodSender) bool) {
+		for i := uint32(1); i <= d.goods.slab.used; i++ {
+			e := d.goods.slab.at(i)
+			if e.key.bits == 0 || d.now-d.offset-e.last > d.goods.maxAge {
+				continue
+			}
+			if !yield(e.sender()) {
+				return
+			}
+		}
+	}
+}
+
+func (e *good) sender() GoodSender {
+	return GoodSender{e.key.addr(), time.Unix(0, e.first).UTC(), time.Unix(0, e.last).UTC(), int(e.messages)}
+}

@@ -1,0 +1,420 @@
+package detector
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// Which source explains a flood?
+//
+// Addresses are judged first, then prefixes from narrow to wide. After its
+// verdict a source is silent for one window of the rule; meanwhile prefixes
+// around it are scored without it. So one bad host never costs its network.
+//
+// A prefix must reach the threshold by what its members did that are neither
+// known good nor already told, and that must be MinSources addresses or more.
+// If no more than three of the sources directly below it make up four fifths
+// of that, they are the better explanation: then the prefix needs as many
+// times the threshold, by which time one of them has crossed it alone.
+//
+// When a prefix is told, ten minutes long half the threshold is enough for its
+// neighbours inside the same wider prefixes: an attacker who owns a /48 moves
+// to the next /56.
+//
+// A prefix with known good senders in it is spared: its bad members are told
+// instead, which are those that hold slots and have half of what its bad
+// members have on average, or more. Members that get slots later are told as
+// they come, for one window.
+
+const (
+	concentrated = 0.8
+	fewChildren  = 3
+	scarFor      = int64(10 * time.Minute)
+	scarFactor   = 0.5
+	memberShare  = 0.5
+	// A known good address that delivered nothing for so long and keeps half
+	// a slot or more through a window as long is not delivering but holding:
+	// a first mail buys no place in a prefix of attackers for ever.
+	staleAfter = int64(time.Minute)
+	staleShare = 0.5
+
+	// Scores are compared with thresholds with this tolerance, so that the
+	// order of additions does not decide.
+	epsilon = 1e-9
+	// A score up to this is none: what is left of a difference.
+	nothing = 1e-12
+
+	maxEvidence = 16
+	maxSpared   = 16
+	maxMembers  = 4096 // verdicts on members of one spared prefix at one time
+)
+
+// candidate is a source that crossed a rule in this evaluation.
+type candidate struct {
+	node      uint32
+	rule      int
+	score     float64
+	threshold float64
+	stale     bool // known good members that only hold count as bad
+	tally     tally
+}
+
+// hot is a spared prefix whose bad members are looked for.
+type hot struct {
+	node      uint32
+	rule      int
+	until     int64
+	threshold float64
+	stale     bool
+}
+
+// tally is what the members of a prefix did in a window.
+type tally struct {
+	bad     float64 // members that count
+	badN    int
+	good    float64 // known good members
+	stale   float64 // those of them that only hold
+	staleN  int
+	told    float64 // members that had their verdict
+	largest [fewChildren]float64
+}
+
+func (t *tally) add(o tally) {
+	t.bad += o.bad
+	t.badN += o.badN
+	t.good += o.good
+	t.stale += o.stale
+	t.staleN += o.staleN
+	t.told += o.told
+}
+
+// tally sums up the members of node i for rule r.
+func (d *Detector) tally(i uint32, r int) tally {
+	var t tally
+	for c := d.nodes.at(i).child; c != 0; c = d.nodes.at(c).next {
+		n := d.nodes.at(c)
+		var o tally
+		switch {
+		case n.cool > d.now:
+			o.told = d.score(c, r)
+		case n.level != 0:
+			o = d.tally(c, r)
+		default:
+			s := d.score(c, r)
+			if s <= nothing {
+				continue
+			}
+			if e := d.good(n.key); e == nil {
+				o.bad, o.badN = s, 1
+			} else {
+				o.good = s
+				if d.isStale(n, e, r, s) {
+					o.stale, o.staleN = s, 1
+				}
+			}
+		}
+		t.add(o)
+		b := o.bad + o.stale
+		for j := range t.largest {
+			if b > t.largest[j] {
+				b, t.largest[j] = t.largest[j], b
+			}
+		}
+	}
+	return t
+}
+
+// isStale says whether the known good n only holds slots, see staleAfter.
+func (d *Detector) isStale(n *node, e *good, r int, score float64) bool {
+	rule := &d.cfg.Rules[r]
+	return rule.Metric == Saturation && int64(rule.Window) >= staleAfter && n.held > 0 &&
+		d.now-d.offset-e.last > int64(rule.Window) &&
+		score*float64(d.capacity) >= staleShare
+}
+
+// evaluate judges all that hold slots, at a step of the grid.
+func (d *Detector) evaluate() {
+	for lv := range d.levels {
+		l := &d.levels[lv]
+		d.cands = d.cands[:0]
+		if d.p > 0 && len(l.sat) > 0 {
+			for _, i := range l.active {
+				d.judge(i, l.sat)
+			}
+		}
+		if lv > 0 && len(l.opn) > 0 {
+			for _, i := range d.stormy {
+				if int(d.nodes.at(i).level) == lv {
+					d.judge(i, l.opn)
+				}
+			}
+		}
+		slices.SortStableFunc(d.cands, func(a, b candidate) int { return cmp.Compare(b.score, a.score) })
+		for j := range d.cands {
+			d.pronounce(&d.cands[j])
+		}
+	}
+	for _, i := range d.stormy {
+		d.nodes.at(i).listed = false
+	}
+	d.stormy = d.stormy[:0]
+	d.followHot()
+}
+
+// judge makes a candidate of node i if it crosses one of rules.
+func (d *Detector) judge(i uint32, rules []int) {
+	n := d.nodes.at(i)
+	if n.cool > d.now {
+		return
+	}
+	for _, r := range rules {
+		rule := &d.cfg.Rules[r]
+		if rule.Metric == Saturation && d.now%d.step[r] != 0 {
+			continue
+		}
+		s := d.score(i, r)
+		if n.level == 0 {
+			if s < rule.Threshold-epsilon || !d.applies(r, n.key) {
+				continue
+			}
+			if t := d.threshold(n, rule); s >= t-epsilon {
+				d.cands = append(d.cands, candidate{node: i, rule: r, score: s, threshold: t})
+				return
+			}
+			continue
+		}
+		t := d.prefixThreshold(n, rule)
+		if s < t-epsilon {
+			continue
+		}
+		if c, ok := d.judgePrefix(i, r, s, t); ok {
+			d.cands = append(d.cands, c)
+			return
+		}
+	}
+}
+
+// prefixThreshold is what prefix n has to reach to cross rule.
+func (d *Detector) prefixThreshold(n *node, rule *Rule) float64 {
+	t := rule.Threshold
+	if rule.Metric != Saturation {
+		return t
+	}
+	for {
+		if n.scar > d.now {
+			return t * scarFactor
+		}
+		if n.parent == 0 {
+			return t
+		}
+		n = d.nodes.at(n.parent)
+	}
+}
+
+// judgePrefix says whether prefix i, whose members reach s all together,
+// crosses rule r by those that count.
+func (d *Detector) judgePrefix(i uint32, r int, s, threshold float64) (candidate, bool) {
+	rule := &d.cfg.Rules[r]
+	t := d.tally(i, r)
+	c := candidate{node: i, rule: r, threshold: threshold, tally: t}
+	c.score = s - t.told - t.good
+	if c.crosses(t.badN, rule.MinSources) {
+		return c, true
+	}
+	if t.staleN > 0 {
+		c.threshold = raised(rule, threshold*d.goods.factor)
+		c.score += t.stale
+		c.stale = true
+		return c, c.crosses(t.badN+t.staleN, rule.MinSources)
+	}
+	return c, false
+}
+
+// crosses says whether c's score is enough, with sources distinct addresses.
+func (c *candidate) crosses(sources, least int) bool {
+	if sources < max(1, least) || c.score < c.threshold-epsilon {
+		return false
+	}
+	var part float64
+	for j, v := range c.tally.largest {
+		if part += v; part >= concentrated*c.score-epsilon {
+			return c.score >= c.threshold*float64(j+1)/concentrated-epsilon
+		}
+	}
+	return true
+}
+
+// storm judges address i, and marks prefixes around it to be judged, after it
+// opened a connection.
+func (d *Detector) storm(i uint32) {
+	n := d.nodes.at(i)
+	if rules := d.levels[0].opn; len(rules) > 0 && n.cool <= d.now {
+		d.cands = d.cands[:0]
+		d.judge(i, rules)
+		for j := range d.cands {
+			d.pronounce(&d.cands[j])
+		}
+	}
+	for p := n.parent; p != 0; p = d.nodes.at(p).parent {
+		n := d.nodes.at(p)
+		if n.listed || n.cool > d.now {
+			continue
+		}
+		for _, r := range d.levels[n.level].opn {
+			if d.opnScore(n, d.window[r]) >= d.cfg.Rules[r].Threshold-epsilon {
+				n.listed = true
+				d.stormy = append(d.stormy, p)
+				break
+			}
+		}
+	}
+}
+
+// pronounce makes the verdict on c.
+func (d *Detector) pronounce(c *candidate) {
+	n := d.nodes.at(c.node)
+	if n.cool > d.now {
+		return // by another rule, in this evaluation
+	}
+	rule := &d.cfg.Rules[c.rule]
+	n.cool = d.now + int64(rule.Window)
+	v := d.verdict(c.node, c.rule, c.score, c.threshold)
+	if n.level == 0 {
+		d.out = append(d.out, v)
+		return
+	}
+	v.Sources = c.tally.badN
+	if c.stale {
+		v.Sources += c.tally.staleN
+	}
+	in := d.goodIn(n.key)
+	if len(in) == 0 {
+		for p := n.parent; p != 0; p = d.nodes.at(p).parent {
+			d.nodes.at(p).scar = d.now + scarFor
+		}
+		d.out = append(d.out, v)
+		return
+	}
+	v.KnownGood = len(in)
+	for _, e := range in[:min(len(in), maxSpared)] {
+		v.Spared = append(v.Spared, e.key.addr())
+	}
+	d.out = append(d.out, v)
+	sum, count := c.tally.bad, c.tally.badN
+	if c.stale {
+		sum, count = sum+c.tally.stale, count+c.tally.staleN
+	}
+	h := hot{node: c.node, rule: c.rule, until: n.cool, stale: c.stale, threshold: memberShare * sum / float64(max(1, count))}
+	d.tellMembers(h.node, &h, in)
+	d.hots = append(d.hots, h)
+}
+
+// followHot tells members of spared prefixes that have got slots since.
+func (d *Detector) followHot() {
+	if len(d.hots) == 0 {
+		return
+	}
+	d.hots = slices.DeleteFunc(d.hots, func(h hot) bool { return h.until <= d.now })
+	for j := range d.hots {
+		h := &d.hots[j]
+		if d.cfg.Rules[h.rule].Metric == Saturation && d.p == 0 {
+			continue
+		}
+		d.tellMembers(h.node, h, d.goodIn(d.nodes.at(h.node).key))
+	}
+}
+
+// tellMembers makes verdicts on the bad members of node i, which is h's or
+// inside it. in are the known good addresses of h's prefix.
+func (d *Detector) tellMembers(i uint32, h *hot, in []*good) {
+	rule := &d.cfg.Rules[h.rule]
+	for c := d.nodes.at(i).child; c != 0 && len(d.out) < maxMembers; c = d.nodes.at(c).next {
+		n := d.nodes.at(c)
+		if n.cool > d.now || rule.Metric == Saturation && n.held == 0 {
+			continue
+		}
+		s := d.score(c, h.rule)
+		if s < h.threshold-epsilon || s <= nothing {
+			continue
+		}
+		sources := 1
+		if n.level == 0 {
+			if e := d.good(n.key); e != nil && !(h.stale && d.isStale(n, e, h.rule, s)) {
+				continue
+			}
+		} else {
+			t := d.tally(c, h.rule)
+			sources = t.badN
+			if sources < 2 || slices.ContainsFunc(in, func(e *good) bool { return n.key.contains(e.key) }) {
+				d.tellMembers(c, h, in)
+				continue
+			}
+			if s -= t.told; s < h.threshold-epsilon {
+				continue
+			}
+		}
+		n.cool = d.now + int64(rule.Window)
+		v := d.verdict(c, h.rule, s, h.threshold)
+		v.Sources = sources
+		d.out = append(d.out, v)
+	}
+}
+
+// verdict says that node i crossed rule r now.
+func (d *Detector) verdict(i uint32, r int, score, threshold float64) Verdict {
+	n := d.nodes.at(i)
+	rule := &d.cfg.Rules[r]
+	return Verdict{
+		Time:      d.logTime(d.now),
+		Source:    n.key.prefix(),
+		Rule:      rule.Name,
+		Metric:    rule.Metric,
+		Window:    rule.Window,
+		Score:     score,
+		Threshold: threshold,
+		Held:      int(n.held),
+		Sources:   1,
+		Opens:     int(n.opens),
+		Refused:   int(n.refused),
+		Accepted:  int(n.accepted),
+		Capacity:  d.capacity,
+		Count:     d.Count(),
+		First:     d.logTime(n.first),
+		Evidence:  d.evidence(n.key, rule.Metric),
+	}
+}
+
+// evidence is a sample of the connections of k: for slots, those held longest;
+// for storms, the latest.
+func (d *Detector) evidence(k key, m Metric) []Evidence {
+	ev := make([]Evidence, 0, maxEvidence)
+	if m == Saturation {
+		if k.bits == 128 {
+			for h := d.nodes.at(d.find(k)).head; h != 0 && len(ev) < maxEvidence; h = d.holders.at(h).down {
+				ev = append(ev, d.evidenceOf(h))
+			}
+			return ev
+		}
+		for _, l := range [...]*byAge{&d.old, &d.young} {
+			for h := l.head; h != 0 && len(ev) < maxEvidence; h = d.holders.at(h).next {
+				if k.contains(d.nodes.at(d.holders.at(h).node).key) {
+					ev = append(ev, d.evidenceOf(h))
+				}
+			}
+		}
+		return ev
+	}
+	for back := uint32(1); back <= min(d.recentN, uint32(len(d.recent))) && len(ev) < maxEvidence; back++ {
+		if o := &d.recent[(d.recentN-back)%uint32(len(d.recent))]; k.contains(o.key) {
+			ev = append(ev, Evidence{Time: d.logTime(o.t), Source: o.key.addr(), Port: o.port, Count: int(o.count)})
+		}
+	}
+	slices.Reverse(ev)
+	return ev
+}
+
+func (d *Detector) evidenceOf(h uint32) Evidence {
+	x := d.holders.at(h)
+	return Evidence{Time: d.logTime(x.since), Source: d.nodes.at(x.node).key.addr(), Port: x.port, Count: int(x.count)}
+}

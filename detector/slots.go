@@ -1,0 +1,323 @@
+package detector
+
+import (
+	"iter"
+	"net/netip"
+	"time"
+)
+
+// holder is one connection that has a slot.
+type holder struct {
+	node       uint32 // address
+	prev, next uint32 // by age, in its generation
+	up, down   uint32 // by age, of the same address
+	count      int32
+	since      int64
+	gen        uint32
+	port       uint16
+}
+
+// byAge is a list of holders, oldest first.
+type byAge struct {
+	head, tail uint32
+	n          int
+}
+
+// Holder is a connection that has a slot.
+type Holder struct {
+	Addr  netip.Addr `json:"address"`
+	Port  uint16     `json:"port,omitempty"` // 0: the log does not say
+	Since time.Time  `json:"since"`
+}
+
+// Held is the number of connections that hold a slot, as far as is known.
+func (d *Detector) Held() int { return d.old.n + d.young.n }
+
+// Holders yields every connection that holds a slot, oldest first. The
+// detector must not be used meanwhile.
+func (d *Detector) Holders() iter.Seq[Holder] {
+	return func(yield func(Holder) bool) {
+		for _, list := range [...]*byAge{&d.old, &d.young} {
+			for i := list.head; i != 0; i = d.holders.at(i).next {
+				h := d.holders.at(i)
+				if !yield(Holder{d.nodes.at(h.node).key.addr(), h.port, d.logTime(h.since)}) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func holderKey(node uint32, port uint16) uint64 { return uint64(node)<<16 | uint64(port) }
+
+// list is the list that h is in.
+func (d *Detector) list(h *holder) *byAge {
+	if h.gen == d.gen {
+		return &d.young
+	}
+	return &d.old
+}
+
+// take gives address i a slot.
+func (d *Detector) take(i uint32, port uint16, count int) {
+	if port != 0 {
+		if h, ok := d.byPort[holderKey(i, port)]; ok {
+			d.free(h) // its closing line was lost
+		}
+	}
+	if d.Held() >= int(d.holders.max) {
+		d.stats.Ignored++
+		if d.old.n > 0 {
+			d.free(d.old.head)
+		} else {
+			d.free(d.young.head)
+		}
+	}
+	hi := d.holders.alloc()
+	if hi == 0 {
+		return
+	}
+	h := d.holders.at(hi)
+	*h = holder{node: i, port: port, since: d.now, gen: d.gen, count: int32(min(count, 1<<30)), prev: d.young.tail}
+	if h.prev != 0 {
+		d.holders.at(h.prev).next = hi
+	} else {
+		d.young.head = hi
+	}
+	d.young.tail = hi
+	d.young.n++
+
+	n := d.nodes.at(i)
+	h.up = n.tail
+	if h.up != 0 {
+		d.holders.at(h.up).down = hi
+	} else {
+		n.head = hi
+	}
+	n.tail = hi
+	if port != 0 {
+		d.byPort[holderKey(i, port)] = hi
+	}
+	d.change(i, 1)
+}
+
+// free takes a slot back.
+func (d *Detector) free(hi uint32) {
+	h := d.holders.at(hi)
+	l := d.list(h)
+	if h.prev != 0 {
+		d.holders.at(h.prev).next = h.next
+	} else {
+		l.head = h.next
+	}
+	if h.next != 0 {
+		d.holders.at(h.next).prev = h.prev
+	} else {
+		l.tail = h.prev
+	}
+	l.n--
+	n := d.nodes.at(h.node)
+	if h.up != 0 {
+		d.holders.at(h.up).down = h.down
+	} else {
+		n.head = h.down
+	}
+	if h.down != 0 {
+		d.holders.at(h.down).up = h.up
+	} else {
+		n.tail = h.up
+	}
+	if h.port != 0 {
+		delete(d.byPort, holderKey(h.node, h.port))
+	}
+	if h.gen == d.gen && d.taken > 0 {
+		d.taken--
+	}
+	d.change(h.node, -1)
+	d.holders.release(hi)
+}
+
+// opened: the server gave a slot to ev.Source.
+func (d *Detector) opened(ev *Event) {
+	d.stats.Opened++
+	// A key that is too old is not believed any more.
+	for _, l := range [...]*byAge{&d.old, &d.young} {
+		for l.head != 0 && d.now-d.holders.at(l.head).since > int64(d.cfg.MaxHeldAge) {
+			d.free(l.head)
+		}
+	}
+	i := d.source(keyOf(ev.Source))
+	if i == 0 {
+		return
+	}
+	before := d.young.n
+	d.take(i, ev.Port, ev.Count)
+	d.countOpen(i)
+	d.recent[d.recentN%uint32(len(d.recent))] = recentOpen{d.nodes.at(i).key, d.now, int32(min(ev.Count, 1<<30)), ev.Port}
+	d.recentN++
+	d.counted(ev.Count, before, ev.Port == 0)
+	d.storm(i)
+}
+
+// counted takes the server's own count of taken slots, which came with an
+// open line, while before of ours were held by the server's present children.
+func (d *Detector) counted(count, before int, portless bool) {
+	if count <= 0 {
+		// A count that nothing confirmed for so long has drifted.
+		if d.anchored && d.now-d.anchor > int64(time.Minute) {
+			d.anchored = false
+		}
+		d.taken = min(d.taken+1, d.capacity)
+		return
+	}
+	d.stats.PeakCount = max(d.stats.PeakCount, count)
+	d.learnCapacity(count)
+	if count > 1 {
+		d.ones, d.limitless = 0, false
+	} else if before > 0 && !d.limitless {
+		// smtp_accept_max = 0: no slot table, every line says 1.
+		d.ones++
+		d.limitless = d.ones >= 5
+	}
+	if d.limitless {
+		return
+	}
+	d.taken, d.anchored, d.anchor = count, true, d.now
+	if count == 1 && d.ones > 0 {
+		return // not yet known whether it counts at all
+	}
+	// More are thought open than the server counts: closing lines were
+	// lost, or there are none. The oldest go.
+	slack := 8
+	if portless || d.stats.Closed*4 < d.stats.Opened-uint64(min(d.stats.Opened, uint64(d.young.n))) {
+		slack = 0
+	}
+	for excess := d.young.n - count - slack; excess > 0; excess-- {
+		d.free(d.young.head)
+		d.stats.Assumed++
+		d.taken = count
+	}
+}
+
+// closed: a connection gave its slot back.
+func (d *Detector) closed(ev *Event) {
+	i := d.find(keyOf(ev.Source))
+	if i == 0 {
+		return
+	}
+	h := uint32(0)
+	if ev.Port != 0 {
+		h = d.byPort[holderKey(i, ev.Port)]
+	} else {
+		h = d.nodes.at(i).head
+	}
+	if h == 0 {
+		return
+	}
+	d.nodes.at(i).last = d.now
+	d.stats.Closed++
+	d.free(h)
+}
+
+// refused: the server turned ev.Source away.
+func (d *Detector) refused(ev *Event) {
+	d.stats.Refused++
+	if ev.Source.IsValid() {
+		for i := d.source(keyOf(ev.Source)); i != 0; {
+			n := d.nodes.at(i)
+			n.refused++
+			n.last = d.now
+			i = n.parent
+		}
+	}
+	if ev.Reason != RefusedFull {
+		return
+	}
+	if d.cfg.Capacity == 0 && d.maxCount >= minCapacity {
+		d.capacity, d.how = d.maxCount, CapacityFromRefusals
+	}
+	d.taken, d.anchored, d.anchor = d.capacity, true, d.now
+}
+
+// restarted: the server counts from 0 again; what is open stays open.
+func (d *Detector) restarted() {
+	if d.young.n > 0 {
+		if d.old.tail != 0 {
+			d.holders.at(d.old.tail).next = d.young.head
+			d.holders.at(d.young.head).prev = d.old.tail
+		} else {
+			d.old.head = d.young.head
+		}
+		d.old.tail = d.young.tail
+		d.old.n += d.young.n
+		d.young = byAge{}
+	}
+	d.gen++
+	d.maxCount, d.ones, d.limitless = 0, 0, false
+	d.taken, d.anchored, d.anchor = 0, true, d.now
+}
+
+// sampled: the kernel's table shows count taken slots.
+func (d *Detector) sampled(count int) {
+	if count < 0 {
+		return
+	}
+	d.stats.PeakCount = max(d.stats.PeakCount, count)
+	d.ones, d.limitless = 0, false
+	d.taken, d.anchored, d.anchor = count, true, d.now
+}
+
+// How the capacity is known.
+const (
+	CapacityConfigured   = "configured"
+	CapacityFromRefusals = "inferred from refused connections"
+	CapacityFromCount    = "inferred from the highest count"
+	CapacityAssumed      = "assumed"
+
+	// A capacity below this is not believed without being configured: every
+	// second sender would be a hog.
+	minCapacity = 10
+)
+
+// Capacity is the number of slots, and how it is known: CapacityConfigured, or
+// the highest count since the server's start at the time of a refusal for
+// want of slots (CapacityFromRefusals), or the highest count if it is above
+// 100 (CapacityFromCount), or else 100 (CapacityAssumed).
+func (d *Detector) Capacity() (n int, how string) { return d.capacity, d.how }
+
+func (d *Detector) learnCapacity(count int) {
+	count = min(count, maxCapacity)
+	d.maxCount = max(d.maxCount, count)
+	if d.cfg.Capacity == 0 && count > d.capacity {
+		d.capacity = count
+		if d.how == CapacityAssumed {
+			d.how = CapacityFromCount
+		}
+	}
+}
+
+// Count is the number of taken slots: the server's last count and what opened
+// and closed since. Connections from before the server's restart hold slots
+// of nobody and are not counted. 0 if nothing is known.
+func (d *Detector) Count() int {
+	if d.limitless || !d.anchored {
+		return d.young.n
+	}
+	return max(d.taken, 0)
+}
+
+// Pressure is Count divided by Capacity.
+func (d *Detector) Pressure() float64 { return float64(d.Count()) / float64(d.capacity) }
+
+// weight is p of DESIGN.md: how much a held slot counts at the present
+// pressure, 0 to 1.
+func (d *Detector) weight() float64 {
+	switch x := d.Pressure(); {
+	case x >= d.cfg.SaturatedAt:
+		return 1
+	case x <= d.cfg.PressureFrom:
+		return 0
+	default:
+		return (x - d.cfg.PressureFrom) / (d.cfg.SaturatedAt - d.cfg.PressureFrom)
+	}
+}

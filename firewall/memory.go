@@ -1,0 +1,81 @@
+package firewall
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"time"
+)
+
+// memory is the backend of observe mode and of tests: it agrees to everything
+// and stops nothing.
+type memory struct {
+	book
+}
+
+// NewMemory returns a backend that keeps entries in a map until their time and
+// drops no packets (Capabilities.Real is false). Of o only MaxEntries counts.
+// What it holds is gone with Close(ctx, true) or with the process.
+func NewMemory(o Options) Firewall {
+	return &memory{book: newBook(o)}
+}
+
+func (m *memory) Name() string { return "memory" }
+
+func (m *memory) Probe(context.Context) (Capabilities, error) {
+	return Capabilities{
+		IPv6: true, Prefixes: true, Timeouts: true, Atomic: true,
+		Readback: true, Expiry: true, MaxEntries: m.max,
+	}, nil
+}
+
+func (m *memory) Ensure(ctx context.Context) (bool, error) { return false, ctx.Err() }
+
+func (m *memory) Apply(ctx context.Context, b Batch) (Result, error) {
+	now := time.Now()
+	p, res, err := planBatch(b, now)
+	if err != nil {
+		return res, err
+	}
+	if err := errors.Join(ctx.Err(), m.room(p, now)); err != nil {
+		return failAll(p.prefixes(), err), err
+	}
+	m.apply(p)
+	return Result{}, nil
+}
+
+func (m *memory) List(ctx context.Context) iter.Seq2[Installed, error] {
+	return func(yield func(Installed, error) bool) {
+		if err := ctx.Err(); err != nil {
+			yield(Installed{}, err)
+			return
+		}
+		for _, e := range m.entries(time.Now()) {
+			if !yield(Installed{Prefix: e.Prefix, Until: e.Until}, nil) {
+				return
+			}
+		}
+	}
+}
+
+func (m *memory) Replace(ctx context.Context, entries []Entry) error {
+	p, _, err := planBatch(Batch{Set: entries}, time.Now())
+	if err != nil {
+		return err
+	}
+	empty := book{max: m.max}
+	if err := errors.Join(ctx.Err(), empty.room(plan{set: p.set}, time.Now())); err != nil {
+		return err
+	}
+	m.replace(p.set)
+	return nil
+}
+
+func (m *memory) Watch(context.Context, func(string)) error { return errors.ErrUnsupported }
+
+func (m *memory) Close(_ context.Context, remove bool) error {
+	if remove {
+		m.replace(nil)
+	}
+	return nil
+}

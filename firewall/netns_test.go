@@ -1,0 +1,234 @@
+package firewall
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// TestMain runs the tests of somebody who is not root once more in a user
+// namespace of their own, where they may make network namespaces. Where that
+// is forbidden the tests that need it say so.
+func TestMain(m *testing.M) {
+	const again = "SMTPGUARD_TEST_IN_USERNS"
+	if os.Geteuid() == 0 || os.Getenv(again) != "" {
+		os.Exit(m.Run())
+	}
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Env = append(os.Environ(), again+"=1", "XTABLES_LOCKFILE="+os.TempDir()+"/xtables.lock")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
+	}
+	if err := cmd.Start(); err != nil {
+		os.Exit(m.Run())
+	}
+	_ = cmd.Wait() // the state tells
+	os.Exit(cmd.ProcessState.ExitCode())
+}
+
+// cannot skips a test that this machine cannot run; in CI it has to.
+func cannot(t testing.TB, format string, args ...any) {
+	t.Helper()
+	if os.Getenv("CI") == "true" {
+		t.Fatalf(format, args...)
+	}
+	t.Skipf(format, args...)
+}
+
+// netNS is a network namespace of a test.
+type netNS struct {
+	t  testing.TB
+	fd int
+}
+
+func newNetNS(t testing.TB) netNS {
+	t.Helper()
+	type made struct {
+		fd  int
+		err error
+	}
+	ch := make(chan made)
+	go func() {
+		runtime.LockOSThread() // and never unlock: the thread ends with the goroutine
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			ch <- made{err: err}
+			return
+		}
+		fd, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		ch <- made{fd, err}
+	}()
+	m := <-ch
+	if m.err != nil {
+		cannot(t, "no network namespace can be made here: %v", m.err)
+	}
+	t.Cleanup(func() { unix.Close(m.fd) })
+	ns := netNS{t, m.fd}
+	ns.handle(func(h *netlink.Handle) error {
+		lo, err := h.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		return h.LinkSetUp(lo)
+	})
+	return ns
+}
+
+// do runs f on a thread inside the namespace.
+func (ns netNS) do(f func() error) error {
+	ch := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		if err := unix.Setns(ns.fd, unix.CLONE_NEWNET); err != nil {
+			ch <- err
+			return
+		}
+		ch <- f()
+	}()
+	return <-ch
+}
+
+func (ns netNS) handle(f func(*netlink.Handle) error) {
+	ns.t.Helper()
+	h, err := netlink.NewHandleAt(netns.NsHandle(ns.fd))
+	if err != nil {
+		ns.t.Fatal(err)
+	}
+	defer h.Close()
+	if err := f(h); err != nil {
+		ns.t.Fatal(err)
+	}
+}
+
+// run runs a command inside and gives its output.
+func (ns netNS) run(command string, args ...string) string {
+	ns.t.Helper()
+	return ns.pipe("", command, args...)
+}
+
+func (ns netNS) pipe(stdin, command string, args ...string) string {
+	ns.t.Helper()
+	path, err := exec.LookPath(command)
+	if err != nil {
+		cannot(ns.t, "%s is not installed", command)
+	}
+	var out bytes.Buffer
+	err = ns.do(func() error {
+		cmd := exec.Command(path, args...)
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &out
+		return cmd.Run()
+	})
+	if err != nil {
+		ns.t.Fatalf("%s %s: %v\n%s", command, strings.Join(args, " "), err, &out)
+	}
+	return out.String()
+}
+
+func (ns netNS) nft(script string) string {
+	ns.t.Helper()
+	return ns.pipe(script, "nft", "-f", "-")
+}
+
+// wire joins the namespaces by a veth pair, with addresses at each end.
+func wire(t testing.TB, a, b netNS, addrsA, addrsB []string) {
+	t.Helper()
+	a.handle(func(h *netlink.Handle) error {
+		return h.LinkAdd(&netlink.Veth{
+			LinkAttrs: netlink.LinkAttrs{Name: "veth"}, PeerName: "veth", PeerNamespace: netlink.NsFd(b.fd),
+		})
+	})
+	up := func(ns netNS, addrs []string) {
+		ns.handle(func(h *netlink.Handle) error {
+			link, err := h.LinkByName("veth")
+			if err != nil {
+				return err
+			}
+			for _, text := range addrs {
+				addr, err := netlink.ParseAddr(text)
+				if err != nil {
+					return err
+				}
+				if addr.IP.To4() == nil {
+					addr.Flags = unix.IFA_F_NODAD
+				}
+				if err := h.AddrAdd(link, addr); err != nil {
+					return fmt.Errorf("%s: %w", text, err)
+				}
+			}
+			return h.LinkSetUp(link)
+		})
+	}
+	up(a, addrsA)
+	up(b, addrsB)
+}
+
+// echo is a server that sends back what it gets, until the test ends.
+func (ns netNS) echo(addr string) {
+	ns.t.Helper()
+	var l net.Listener
+	err := ns.do(func() (err error) {
+		l, err = net.Listen("tcp", addr)
+		return err
+	})
+	if err != nil {
+		ns.t.Fatal(err)
+	}
+	ns.t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				buf := make([]byte, 64)
+				for {
+					n, err := c.Read(buf)
+					if err != nil {
+						return
+					}
+					if _, err := c.Write(buf[:n]); err != nil {
+						return
+					}
+				}
+			}()
+		}
+	}()
+}
+
+// dial connects from a source address, within a time.
+func (ns netNS) dial(from, to string, within time.Duration) (net.Conn, error) {
+	var c net.Conn
+	err := ns.do(func() (err error) {
+		d := net.Dialer{Timeout: within, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(from), 0))}
+		c, err = d.DialContext(context.Background(), "tcp", to)
+		return err
+	})
+	return c, err
+}
+
+// echoes tells whether a connection is alive.
+func echoes(c net.Conn, within time.Duration) bool {
+	_ = c.SetDeadline(time.Now().Add(within))
+	if _, err := c.Write([]byte("x")); err != nil {
+		return false
+	}
+	_, err := c.Read(make([]byte, 1))
+	return err == nil
+}

@@ -1,0 +1,55 @@
+package guard
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/gaissmai/bart"
+
+	"github.com/smtpguard/smtpguard/store"
+)
+
+// blocks are the blocks that are in force or observed now, for fast answers
+// to "is this covered?". The store has the truth; this mirrors it.
+type blocks struct {
+	table bart.Table[*store.Block]
+}
+
+func (b *blocks) put(blk store.Block)                          { b.table.Insert(blk.Prefix, &blk) }
+func (b *blocks) remove(p netip.Prefix)                        { b.table.Delete(p) }
+func (b *blocks) get(p netip.Prefix) (*store.Block, bool)      { return b.table.Get(p) }
+func (b *blocks) covers(p netip.Prefix) (*store.Block, bool)   { return b.table.LookupPrefix(p) }
+func (b *blocks) coversAddr(a netip.Addr) (*store.Block, bool) { return b.table.Lookup(a) }
+func (b *blocks) len() int                                     { return b.table.Size() }
+
+// inside returns the blocks of p and of the prefixes inside p.
+func (b *blocks) inside(p netip.Prefix) []store.Block {
+	var in []store.Block
+	for _, blk := range b.table.Subnets(p) {
+		in = append(in, *blk)
+	}
+	return in
+}
+
+// all returns every block, sorted by prefix.
+func (b *blocks) all() []store.Block {
+	in := make([]store.Block, 0, b.table.Size())
+	for _, blk := range b.table.AllSorted() {
+		in = append(in, *blk)
+	}
+	return in
+}
+
+// expire removes and returns the blocks that have run out at t.
+func (b *blocks) expire(t time.Time) []store.Block {
+	var out []store.Block
+	for _, blk := range b.table.All() {
+		if !t.Before(blk.Until) {
+			out = append(out, *blk)
+		}
+	}
+	for _, blk := range out {
+		b.table.Delete(blk.Prefix)
+	}
+	return out
+}

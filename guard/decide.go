@@ -1,0 +1,300 @@
+package guard
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"github.com/smtpguard/smtpguard/detector"
+	"github.com/smtpguard/smtpguard/firewall"
+	"github.com/smtpguard/smtpguard/store"
+)
+
+// Outcome is what became of a verdict or of an operator's command.
+type Outcome string
+
+const (
+	Blocked     Outcome = "blocked"     // in the store and in the packet filter
+	Observed    Outcome = "observed"    // would be blocked; mode: observe
+	Spared      Outcome = "spared"      // known good senders are in it; its bad members are judged alone
+	Refused     Outcome = "refused"     // the gate said no
+	Unconfirmed Outcome = "unconfirmed" // the socket table does not show it
+	Failed      Outcome = "failed"      // could not be written down or applied
+	Lifted      Outcome = "lifted"      // ended by an operator, or because it became allowed
+	Expired     Outcome = "expired"     // its time was up
+)
+
+// Decision is one decision with its reason, as the log and `explain` show it.
+type Decision struct {
+	Time   time.Time    `json:"time"`
+	Prefix netip.Prefix `json:"prefix"`
+	What   Outcome      `json:"what"`
+	Rule   string       `json:"rule,omitempty"`
+	Score  float64      `json:"score,omitempty"`
+	Why    string       `json:"why"`
+	Until  time.Time    `json:"until,omitzero"`
+}
+
+// note remembers a decision and logs it.
+func (g *Guard) note(d Decision) {
+	g.recent = bounded(append(g.recent, d), 500)
+	args := []any{"prefix", d.Prefix.String(), "why", d.Why}
+	if d.Rule != "" {
+		args = append(args, "rule", d.Rule)
+	}
+	if !d.Until.IsZero() {
+		args = append(args, "until", d.Until.Format(time.RFC3339))
+	}
+	g.log.Info(string(d.What), args...)
+}
+
+// decided is a verdict that passed the gate and was confirmed, and when it
+// came in by this machine's clock.
+type decided struct {
+	verdict detector.Verdict
+	since   time.Time
+}
+
+// staleAfter is how old a verdict on past lines (read after a restart) may
+// be: what was a flood then needs no block now, and if it still is one, the
+// next lines and the socket table say so.
+const staleAfter = 2 * time.Minute
+
+// decide takes the detector's verdicts through the gate. Those that the
+// socket table bears out are made blocks at once, others wait for it a little.
+func (g *Guard) decide(ctx context.Context, verdicts []detector.Verdict, now time.Time) {
+	var good []decided
+	for _, v := range verdicts {
+		g.count.Verdicts++
+		if b, ok := g.blocks.covers(v.Source); ok && (!b.Observed || !g.enforce) {
+			continue
+		}
+		if g.waits(v.Source) {
+			continue
+		}
+		d := Decision{Time: now, Prefix: v.Source, Rule: v.Rule, Score: v.Score, Why: v.Sentence()}
+		if v.KnownGood > 0 && len(v.Spared) > 0 {
+			g.count.Spared++
+			d.What = Spared
+			g.note(d)
+			continue
+		}
+		if now.Sub(v.Time) > staleAfter {
+			continue
+		}
+		if r := g.gate.passes(v.Source); r != nil {
+			g.count.Refused++
+			d.What, d.Why = Refused, d.Why+"; but "+r.Why
+			g.note(d)
+			continue
+		}
+		if _, ok := g.confirmed(v, now); !ok {
+			if len(g.pending) < 1000 {
+				g.pending = append(g.pending, pending{clone(v), now})
+			}
+			continue
+		}
+		good = append(good, decided{clone(v), now})
+	}
+	g.enact(ctx, good, now)
+}
+
+// clone keeps a verdict beyond the detector's next call.
+func clone(v detector.Verdict) detector.Verdict {
+	v.Evidence = append([]detector.Evidence(nil), v.Evidence...)
+	v.Spared = append([]netip.Addr(nil), v.Spared...)
+	return v
+}
+
+// waits reports whether a verdict on p waits for confirmation.
+func (g *Guard) waits(p netip.Prefix) bool {
+	for _, w := range g.pending {
+		if w.verdict.Source == p {
+			return true
+		}
+	}
+	return false
+}
+
+// enact makes blocks of verdicts: store first, packet filter second, sockets
+// third, then a look whether it worked.
+func (g *Guard) enact(ctx context.Context, good []decided, now time.Time) {
+	var made []*store.Block
+	var since []time.Time
+	for _, d := range good {
+		v := d.verdict
+		if b, ok := g.blocks.covers(v.Source); ok && (!b.Observed || !g.enforce) {
+			continue
+		}
+		if r := g.gate.admits(v.Source, now, g.blocks.len()+len(made), false); r != nil {
+			g.count.Refused++
+			g.note(Decision{Time: now, Prefix: v.Source, What: Refused, Rule: v.Rule, Score: v.Score, Why: v.Sentence() + "; but " + r.Why})
+			continue
+		}
+		offence, err := g.offence(v.Source, now)
+		if err != nil {
+			g.fault("counting earlier blocks of "+v.Source.String(), err)
+		}
+		made = append(made, &store.Block{
+			Prefix: v.Source, Verdict: &v, Reason: v.Sentence(), Offence: offence,
+			Since: now, Until: now.Add(g.gate.block.Duration(offence)).Truncate(time.Second), By: "smtpguard", Observed: !g.enforce,
+		})
+		since = append(since, d.since)
+	}
+	if len(made) == 0 {
+		return
+	}
+	g.apply(ctx, made, since, now)
+}
+
+// offence counts this block and those that came before it.
+func (g *Guard) offence(p netip.Prefix, now time.Time) (int, error) {
+	n, err := g.o.Store.Offences(p, now.Add(-g.policy.Block.Forget))
+	return n + 1, err
+}
+
+// apply writes blocks down and brings them into force. since says when each
+// was decided, to measure relief; nil for an operator's. It returns what
+// could not be done: the store's error means that nothing happened; the
+// packet filter's that the blocks are written down, are shown as not in
+// force, and are tried again.
+func (g *Guard) apply(ctx context.Context, made []*store.Block, since []time.Time, now time.Time) error {
+	if err := g.o.Store.Add(made...); err != nil {
+		g.fault("writing a block down", err)
+		for _, b := range made {
+			g.count.Failed++
+			g.note(Decision{Time: now, Prefix: b.Prefix, What: Failed, Why: "it could not be written down: " + err.Error()})
+		}
+		return err
+	}
+	var batch firewall.Batch
+	var prefixes []netip.Prefix
+	for _, b := range made {
+		g.blocks.put(*b)
+		if b.Observed {
+			g.count.Observed++
+			g.noteBlock(*b, Observed)
+			continue
+		}
+		batch.Set = append(batch.Set, firewall.Entry{Prefix: b.Prefix, Until: b.Until})
+		prefixes = append(prefixes, b.Prefix)
+	}
+	if len(batch.Set) == 0 {
+		return nil
+	}
+	err := g.change(ctx, batch)
+	for _, b := range made {
+		g.det.Forget(b.Prefix)
+		if g.drift.unapplied(b.Prefix) {
+			g.count.Failed++
+			g.note(Decision{Time: now, Prefix: b.Prefix, What: Failed, Until: b.Until, Why: b.Reason + "; written down, but the packet filter did not take it: " + g.drift.why(b.Prefix) + "; it is tried again"})
+		} else {
+			g.count.Blocked++
+			g.noteBlock(*b, Blocked)
+		}
+	}
+	if ended := g.end(ctx, prefixes); ended.Left >= 0 {
+		g.relieved(made, since, prefixes, ended.Destroyed+ended.Signalled, ended.Left)
+	}
+	return err
+}
+
+// relieved notes how many connections ended and how long that took.
+func (g *Guard) relieved(made []*store.Block, since []time.Time, prefixes []netip.Prefix, ended, left int) {
+	now := time.Now()
+	if left > 0 {
+		g.log.Warn("blocked sources still hold connections; they are ended at the next look", "left", left)
+	}
+	var upd []store.Block
+	for i, b := range made {
+		b.Ended = ended
+		if len(prefixes) > 1 {
+			b.Ended = min(ended, g.table.holding(b.Prefix))
+		}
+		if since != nil && left == 0 {
+			b.Relief = max(now.Sub(since[i]), 1)
+			g.count.LastRelief, g.count.LastReliefAt = b.Relief, now
+		}
+		g.blocks.put(*b)
+		upd = append(upd, *b)
+	}
+	if err := g.o.Store.Save(upd...); err != nil {
+		g.fault("noting the relief", err)
+	}
+}
+
+func (g *Guard) noteBlock(b store.Block, what Outcome) {
+	d := Decision{Time: b.Since, Prefix: b.Prefix, What: what, Why: b.Reason, Until: b.Until}
+	if b.Verdict != nil {
+		d.Rule, d.Score = b.Verdict.Rule, b.Verdict.Score
+	}
+	g.note(d)
+}
+
+// sweep ends the blocks whose time is up and saves positions.
+func (g *Guard) sweep(ctx context.Context, now time.Time) {
+	g.savePositions()
+	out := g.blocks.expire(now)
+	if len(out) == 0 {
+		return
+	}
+	batch := firewall.Batch{}
+	for _, b := range out {
+		g.note(Decision{Time: now, Prefix: b.Prefix, What: Expired, Why: "its time was up"})
+		g.drift.forget(b.Prefix)
+		if !b.Observed {
+			batch.Unset = append(batch.Unset, b.Prefix)
+		}
+	}
+	g.count.Expired += uint64(len(out))
+	// The filter ends them by itself where it can; one that was made longer
+	// or shorter by somebody else's hand is ended here.
+	if len(batch.Unset) > 0 {
+		_ = g.change(ctx, batch)
+	}
+	if _, err := g.o.Store.Sweep(now); err != nil {
+		g.fault("ending blocks in the store", err)
+	}
+}
+
+// leak notes that a source that should be blocked still opens connections.
+func (g *Guard) leak(b *store.Block, now time.Time) {
+	g.count.Leaks++
+	if now.Sub(g.drift.leakTold) < time.Minute {
+		return
+	}
+	g.drift.leakTold = now
+	g.fault("a blocked source still reaches the server", &leakError{b.Prefix})
+	g.drift.suspect = true
+}
+
+type leakError struct{ p netip.Prefix }
+
+func (e *leakError) Error() string {
+	return e.p.String() + " opened a connection more than 10 s after it was blocked: is another network namespace, a proxy or an offloading card in between?"
+}
+
+// saveGood writes the known good senders to the store.
+func (g *Guard) saveGood() {
+	var goods []store.Good
+	for s := range g.det.KnownGood() {
+		if s.Last.After(g.goods) {
+			goods = append(goods, store.Good{Addr: s.Addr, First: s.First, Last: s.Last, Messages: s.Messages})
+		}
+	}
+	if len(goods) == 0 {
+		return
+	}
+	if err := g.o.Store.SaveGood(goods); err != nil {
+		g.fault("saving known good senders", err)
+		return
+	}
+	for _, s := range goods {
+		if s.Last.After(g.goods) {
+			g.goods = s.Last
+		}
+	}
+	if _, err := g.o.Store.DropGood(time.Now().Add(-g.policy.KnownGood.MaxAge), g.policy.KnownGood.Max); err != nil {
+		g.fault("forgetting old known good senders", err)
+	}
+}

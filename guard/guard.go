@@ -1,0 +1,536 @@
+// Package guard decides what is blocked, and keeps log, store and packet
+// filter in agreement. One goroutine takes every decision, those of the
+// detector and those of the operator, so that no command can be overtaken by
+// a block on its way.
+package guard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/smtpguard/smtpguard/detector"
+	"github.com/smtpguard/smtpguard/firewall"
+	"github.com/smtpguard/smtpguard/policy"
+	"github.com/smtpguard/smtpguard/sockets"
+	"github.com/smtpguard/smtpguard/store"
+	"github.com/smtpguard/smtpguard/tail"
+)
+
+// Sockets is what the guard needs of the kernel's socket table;
+// *sockets.Table has it.
+type Sockets interface {
+	List(ctx context.Context, ports []uint16) ([]sockets.Socket, error)
+	End(ctx context.Context, prefixes []netip.Prefix, ports []uint16) (sockets.Ended, error)
+	CanDestroy(ctx context.Context) (bool, error)
+}
+
+// Parser turns a log line into an event; *exim.Parser is one. It is used by
+// one goroutine.
+type Parser interface {
+	Parse(line []byte, ev *detector.Event) bool
+}
+
+// Log is a log file to follow.
+type Log struct {
+	Path   string
+	Parser Parser
+}
+
+// Options are the parts that a Guard works with.
+type Options struct {
+	Policy *policy.Policy
+	Store  *store.Store
+	// OpenFirewall opens the packet filter. It is called again when the
+	// allowlist changes: allowed prefixes pass the filter whatever is blocked,
+	// as the last guard behind the gate.
+	OpenFirewall func(ctx context.Context, allow []netip.Prefix) (firewall.Firewall, error)
+	// Sockets is nil where verdicts are not confirmed (confirm: off) and
+	// connections are not ended.
+	Sockets Sockets
+	// Logs are followed by Run; a Guard that only serves one command of an
+	// operator has none.
+	Logs []Log
+	// Capacity is the number of slots if it is known (policy or the MTA's
+	// configuration), else 0; CapacityFrom says where it comes from.
+	Capacity     int
+	CapacityFrom string
+	// Self returns what must never be blocked on this machine; nil means
+	// the function Self.
+	Self func(context.Context) ([]Exempt, error)
+	// Notify is called with systemd's notify states; nil: nobody listens.
+	Notify func(state string)
+	Log    *slog.Logger
+	// Version is shown in Status.
+	Version string
+}
+
+// Guard holds the state of the decisions. Its exported methods may be called
+// by any goroutine.
+type Guard struct {
+	o       Options
+	policy  *policy.Policy
+	enforce bool
+	fw      firewall.Firewall // changed under fwMu, read by watch
+	fwMu    sync.Mutex
+	fwAllow []netip.Prefix // what fw lets pass
+	caps    firewall.Capabilities
+	log     *slog.Logger
+	gate    gate
+	self    []Exempt
+	allowed []store.AllowEntry
+	det     *detector.Detector
+	blocks  blocks // in force, and observed ones
+
+	in       chan input
+	commands chan func(context.Context)
+	mu       sync.Mutex    // serialises commands while Run is not running
+	running  chan struct{} // closed when Run owns the state; nil before
+	runCtx   context.Context
+	runMu    sync.Mutex
+
+	logs    []*logState
+	table   table // what the socket table showed lately
+	pending []pending
+	drift   drift
+	started time.Time
+	count   Counters
+	recent  []Decision // newest last, bounded
+	errs    []Fault    // newest last, bounded
+	tampers chan string
+	goods   time.Time // when known good senders were last saved
+	saved   time.Time // when positions were last saved
+}
+
+// input is what a log's goroutine hands to the deciding one: the events of
+// one read, and where that read ended.
+type input struct {
+	log      *logState
+	events   []detector.Event
+	lines    int
+	last     time.Time
+	next     tail.Position
+	moved    bool
+	caughtUp bool
+	behind   int64
+}
+
+// New makes a Guard and loads what the store has. It changes nothing in the
+// packet filter.
+func New(ctx context.Context, o Options) (*Guard, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Self == nil {
+		o.Self = Self
+	}
+	g := &Guard{
+		o: o, policy: o.Policy, log: o.Log,
+		enforce:  o.Policy.Mode == policy.Enforce,
+		in:       make(chan input),
+		commands: make(chan func(context.Context)),
+		tampers:  make(chan string, 1),
+		started:  time.Now(),
+	}
+	det, err := newDetector(o)
+	if err != nil {
+		return nil, err
+	}
+	g.det = det
+	g.gate.block = o.Policy.Block
+	if g.allowed, err = o.Store.AllowList(); err != nil {
+		return nil, fmt.Errorf("reading the allowlist: %w", err)
+	}
+	if err := g.refreshSelf(ctx); err != nil {
+		return nil, err
+	}
+	if err := o.Store.Good(func(s store.Good) bool {
+		g.det.LearnGood(s.Addr, s.First, s.Last, s.Messages)
+		return true
+	}); err != nil {
+		return nil, fmt.Errorf("reading known good senders: %w", err)
+	}
+	active, err := o.Store.Active(time.Now())
+	if err != nil {
+		return nil, fmt.Errorf("reading blocks: %w", err)
+	}
+	for _, b := range active {
+		// The narrower history is in the store; here the one that lasts
+		// longest speaks for its prefix, and a real block before an observed.
+		if old, ok := g.blocks.get(b.Prefix); ok && !old.Observed && (b.Observed || old.Until.After(b.Until)) {
+			continue
+		}
+		g.blocks.put(b)
+	}
+	g.fwAllow = g.filterAllow()
+	if g.fw, err = o.OpenFirewall(ctx, g.fwAllow); err != nil {
+		return nil, err
+	}
+	if g.caps, err = g.fw.Probe(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("firewall %s: %w", g.fw.Name(), err), g.fw.Close(ctx, false))
+	}
+	return g, nil
+}
+
+// Close lets go of the packet filter. Blocks stay in force until their time
+// unless remove is set. The store is the caller's.
+func (g *Guard) Close(ctx context.Context, remove bool) error { return g.fw.Close(ctx, remove) }
+
+// Backend is the name of the packet filter in use.
+func (g *Guard) Backend() string { return g.fw.Name() }
+
+func newDetector(o Options) (*detector.Detector, error) {
+	c := detector.Config{
+		Capacity:     o.Capacity,
+		Rules:        o.Policy.Rules,
+		PressureFrom: o.Policy.Saturation.PressureFrom,
+		SaturatedAt:  o.Policy.Saturation.SaturatedAt,
+		Memory:       o.Policy.Memory,
+		KnownGood: detector.KnownGood{
+			Factor: o.Policy.KnownGood.Factor,
+			MaxAge: o.Policy.KnownGood.MaxAge,
+			Max:    o.Policy.KnownGood.Max,
+		},
+	}
+	return detector.New(c)
+}
+
+// ErrStopped is returned to an operator whose command came while Run ended.
+var ErrStopped = errors.New("smtpguard is stopping")
+
+// do runs f on the goroutine that decides or, where Run was never called, on
+// the caller's, one at a time.
+func (g *Guard) do(ctx context.Context, f func(context.Context)) error {
+	g.runMu.Lock()
+	runCtx := g.runCtx
+	g.runMu.Unlock()
+	if runCtx == nil {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		f(ctx)
+		return nil
+	}
+	done := make(chan struct{})
+	select {
+	case g.commands <- func(ctx context.Context) { defer close(done); f(ctx) }:
+		<-done
+		return nil
+	case <-runCtx.Done():
+		return ErrStopped
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// How often the deciding goroutine looks at things.
+const (
+	tickEvery      = 250 * time.Millisecond // passing of time while the log is silent
+	sampleEvery    = time.Second            // the socket table
+	sampleFast     = 100 * time.Millisecond // the socket table while a verdict waits for it
+	structureEvery = 5 * time.Second        // are our rules still there?
+	contentEvery   = time.Minute            // are exactly our entries in them?
+	selfEvery      = time.Minute            // this machine's addresses, gateways, resolvers
+	goodEvery      = time.Minute            // known good senders to the store
+	sweepEvery     = time.Second            // blocks that have run out, positions to the store
+	pruneEvery     = time.Hour
+)
+
+// Run makes the packet filter what the store says, then follows the logs and
+// decides until ctx ends. What it started has ended when it returns. An error
+// is one that makes going on pointless.
+func (g *Guard) Run(ctx context.Context) error {
+	if err := g.restore(ctx); err != nil {
+		return err
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+
+	if g.o.Sockets != nil {
+		g.sample(ctx, time.Now())
+	}
+	for _, l := range g.o.Logs {
+		st := &logState{path: l.Path, parser: l.Parser}
+		pos, ok, err := g.o.Store.Position(l.Path)
+		if err != nil {
+			return fmt.Errorf("reading the position in %s: %w", l.Path, err)
+		}
+		if ok {
+			st.next = pos
+		}
+		g.logs = append(g.logs, st)
+		wg.Go(func() {
+			if err := st.follow(ctx, g.in, g.log); err != nil && ctx.Err() == nil {
+				cancel(fmt.Errorf("following %s: %w", st.path, err))
+			}
+		})
+	}
+	wg.Go(func() { g.watch(ctx) })
+
+	g.runMu.Lock()
+	g.runCtx = ctx
+	g.runMu.Unlock()
+	g.notify("READY=1")
+
+	tick := time.NewTicker(tickEvery)
+	defer tick.Stop()
+	var due struct{ sample, structure, content, self, good, sweep, prune time.Time }
+	start := time.Now()
+	due.structure, due.content, due.self = start.Add(structureEvery), start.Add(contentEvery), start.Add(selfEvery)
+	due.good, due.prune = start.Add(goodEvery), start.Add(time.Minute)
+	every := func(now time.Time, at *time.Time, d time.Duration, f func()) {
+		if !now.Before(*at) {
+			*at = now.Add(d)
+			f()
+		}
+	}
+	fast := time.NewTimer(time.Hour)
+	defer fast.Stop()
+	for {
+		if len(g.pending) > 0 {
+			fast.Reset(sampleFast)
+		}
+		select {
+		case <-ctx.Done():
+			g.finish()
+			if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+				return cause
+			}
+			return nil
+		case in := <-g.in:
+			g.take(ctx, in)
+		case f := <-g.commands:
+			f(ctx)
+		case by := <-g.tampers:
+			g.tampered(ctx, by)
+		case <-fast.C:
+			g.sample(ctx, time.Now())
+		case <-tick.C:
+			now := time.Now()
+			g.notify("WATCHDOG=1")
+			if g.o.Sockets != nil {
+				every(now, &due.sample, sampleEvery, func() { g.sample(ctx, now) })
+			}
+			g.passTime(ctx, now)
+			every(now, &due.sweep, sweepEvery, func() { g.sweep(ctx, now) })
+			every(now, &due.structure, structureEvery, func() { g.checkStructure(ctx) })
+			every(now, &due.content, contentEvery, func() { g.checkContent(ctx) })
+			every(now, &due.self, selfEvery, func() {
+				if err := g.refreshSelf(ctx); err != nil {
+					g.fault("looking at this machine's own addresses", err)
+				}
+				g.liftAllowed(ctx)
+				g.renewFilter(ctx)
+			})
+			every(now, &due.good, goodEvery, func() { g.saveGood() })
+			every(now, &due.prune, pruneEvery, func() {
+				if _, err := g.o.Store.Prune(now.Add(-g.policy.Block.Forget)); err != nil {
+					g.fault("forgetting old blocks", err)
+				}
+			})
+		}
+	}
+}
+
+// finish saves what the next start needs. Blocks stay in force.
+func (g *Guard) finish() {
+	g.notify("STOPPING=1")
+	g.savePositions()
+	g.saveGood()
+}
+
+func (g *Guard) notify(state string) {
+	if g.o.Notify != nil {
+		g.o.Notify(state)
+	}
+}
+
+// passTime lets the detector's clock go on when there is nothing left to read
+// in any log: holders that say nothing are the worst ones.
+func (g *Guard) passTime(ctx context.Context, now time.Time) {
+	for _, l := range g.logs {
+		if !l.caughtUp {
+			return
+		}
+	}
+	g.decide(ctx, g.det.Advance(now), now)
+}
+
+// take feeds the events of one read to the detector.
+func (g *Guard) take(ctx context.Context, in input) {
+	l := in.log
+	fresh := l.caughtUp // was there nothing older to read before these lines?
+	l.took(in)
+	if in.last.After(l.lastLine) {
+		l.lastLine = in.last
+	}
+	now := time.Now()
+	for i := range in.events {
+		ev := &in.events[i]
+		g.redate(l, ev, now, fresh)
+		if !g.counts(l, ev, now) {
+			ev.Kind = detector.Tick
+		}
+		if vs := g.det.Observe(ev); len(vs) > 0 {
+			g.decide(ctx, vs, now)
+		}
+	}
+}
+
+// redate puts an event at a time that can be true. A line that was written
+// just now and says otherwise comes from a clock or a zone that is not ours,
+// or from somebody who forges lines: then now is the better time. Of lines
+// read late (after a restart) only the future is unbelievable.
+func (g *Guard) redate(l *logState, ev *detector.Event, now time.Time, fresh bool) {
+	if ev.Time.IsZero() {
+		return
+	}
+	off := ev.Time.Sub(now)
+	if off <= 5*time.Second && (!fresh || off >= -15*time.Second) {
+		return
+	}
+	if l.misdated++; l.misdated == 10 {
+		g.log.Warn("lines of the log bear another time than this machine's clock; the clock is used instead",
+			"log", l.path, "off", (off / time.Second * time.Second).String(),
+			"hint", "set zone: in the policy to the zone that Exim writes, or log_timezone = true in Exim")
+	}
+	ev.Time = now
+}
+
+// counts decides whether an event still says something to the detector.
+func (g *Guard) counts(l *logState, ev *detector.Event, now time.Time) bool {
+	switch ev.Kind {
+	case detector.Opened, detector.Closed, detector.Refused:
+	default:
+		return true
+	}
+	if ev.Kind == detector.Opened {
+		l.opens++
+		if ev.Port == 0 {
+			l.portless++
+		}
+		// Without ports the log cannot say which connection ended, and the
+		// socket table can: let it speak alone.
+		if ev.Port == 0 && g.table.usable {
+			return false
+		}
+	} else if ev.Port == 0 && ev.Kind == detector.Closed && g.table.usable {
+		return false
+	}
+	if b, ok := g.blocks.coversAddr(ev.Source); ok && !b.Observed {
+		g.count.Prevented++
+		if ev.Kind == detector.Opened && ev.Time.Sub(b.Since) > 10*time.Second && now.Sub(b.Since) > 10*time.Second {
+			g.leak(b, now)
+		}
+		return ev.Kind == detector.Closed
+	}
+	return true
+}
+
+// fault notes an error that does not stop the daemon but that the operator
+// should know of.
+func (g *Guard) fault(what string, err error) {
+	g.log.Error(what, "err", err)
+	g.count.Faults++
+	g.errs = bounded(append(g.errs, Fault{Time: time.Now(), What: what, Err: err.Error()}), 20)
+}
+
+// bounded drops the oldest elements beyond n.
+func bounded[T any](s []T, n int) []T {
+	if len(s) > n {
+		s = append(s[:0], s[len(s)-n:]...)
+	}
+	return s
+}
+
+// refreshSelf looks again at what must never be blocked on this machine and
+// rebuilds the allowlist. It fails only where there is no earlier answer.
+func (g *Guard) refreshSelf(ctx context.Context) error {
+	self, err := g.o.Self(ctx)
+	if err != nil && len(self) == 0 {
+		if g.gate.allow == nil {
+			return fmt.Errorf("finding out this machine's own addresses: %w", err)
+		}
+		return err
+	}
+	if err != nil {
+		g.log.Warn("this machine's own addresses are known in part only", "err", err)
+	}
+	g.self = self
+	g.rebuildAllow()
+	return nil
+}
+
+func (g *Guard) rebuildAllow() {
+	var entries []policy.AllowEntry
+	entries = append(entries, g.policy.Allow...)
+	for _, s := range g.self {
+		entries = append(entries, policy.AllowEntry{Prefix: s.Prefix, Why: s.Why})
+	}
+	now := time.Now()
+	for _, a := range g.allowed {
+		if !a.In(now) {
+			continue
+		}
+		why := "allowed by " + a.By
+		if a.Note != "" {
+			why += ": " + a.Note
+		}
+		entries = append(entries, policy.AllowEntry{Prefix: a.Prefix, Why: why})
+	}
+	g.gate.allow = policy.NewAllowlist(entries)
+}
+
+// filterAllow is what the packet filter lets pass whatever is blocked: what
+// people have allowed. This machine's own addresses are left to the gate:
+// they come and go, and each change makes the filter's table anew.
+func (g *Guard) filterAllow() []netip.Prefix {
+	var allow []netip.Prefix
+	for _, e := range g.policy.Allow {
+		allow = append(allow, e.Prefix)
+	}
+	now := time.Now()
+	for _, a := range g.allowed {
+		if a.In(now) {
+			allow = append(allow, a.Prefix)
+		}
+	}
+	slices.SortFunc(allow, netip.Prefix.Compare)
+	return slices.Compact(allow)
+}
+
+// renewFilter opens the packet filter anew if what it lets pass has changed.
+func (g *Guard) renewFilter(ctx context.Context) {
+	allow := g.filterAllow()
+	if slices.Equal(allow, g.fwAllow) {
+		return
+	}
+	now := time.Now()
+	fw, err := g.o.OpenFirewall(ctx, allow)
+	if err == nil {
+		if err = fw.Replace(ctx, g.wanted(now)); err != nil {
+			_ = fw.Close(ctx, false)
+		}
+	}
+	if err != nil {
+		// Tried again with the next look at this machine's addresses; until
+		// then the gate alone stands before what is newly allowed.
+		g.fault("letting allowed prefixes pass the packet filter", err)
+		g.drift.suspect = true
+		return
+	}
+	g.fwMu.Lock()
+	old := g.fw
+	g.fw, g.fwAllow = fw, allow
+	g.fwMu.Unlock()
+	g.drift.clear()
+	if err := old.Close(ctx, false); err != nil {
+		g.fault("closing the packet filter", err)
+	}
+}

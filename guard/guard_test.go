@@ -1,0 +1,468 @@
+package guard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/smtpguard/smtpguard/detector"
+	"github.com/smtpguard/smtpguard/firewall"
+	"github.com/smtpguard/smtpguard/policy"
+	"github.com/smtpguard/smtpguard/sockets"
+	"github.com/smtpguard/smtpguard/store"
+)
+
+// kernel is a socket table that a test fills.
+type kernel struct {
+	mu    sync.Mutex
+	socks map[netip.AddrPort]sockets.State
+	stuck bool // connections do not end
+	ended []netip.Prefix
+}
+
+func (k *kernel) open(addr string, n int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.socks == nil {
+		k.socks = make(map[netip.AddrPort]sockets.State)
+	}
+	for i := range n {
+		k.socks[netip.AddrPortFrom(netip.MustParseAddr(addr), uint16(20000+i))] = sockets.Established
+	}
+}
+
+func (k *kernel) List(context.Context, []uint16) ([]sockets.Socket, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var out []sockets.Socket
+	for peer, st := range k.socks {
+		out = append(out, sockets.Socket{Local: netip.MustParseAddrPort("192.0.2.1:25"), Remote: peer, State: st, Inode: 1})
+	}
+	return out, nil
+}
+
+func (k *kernel) End(_ context.Context, prefixes []netip.Prefix, _ []uint16) (e sockets.Ended, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.ended = append(k.ended, prefixes...)
+	for peer := range k.socks {
+		if slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(peer.Addr()) }) {
+			if k.stuck {
+				e.Left++
+				continue
+			}
+			delete(k.socks, peer)
+			e.Destroyed++
+		}
+	}
+	return e, nil
+}
+
+func (k *kernel) CanDestroy(context.Context) (bool, error) { return true, nil }
+
+// world is a guard with real store, memory firewall and a kernel of the test's.
+type world struct {
+	t      *testing.T
+	g      *Guard
+	fw     firewall.Firewall
+	k      *kernel
+	st     *store.Store
+	policy *policy.Policy
+	path   string
+}
+
+func newWorld(t *testing.T, change func(*policy.Policy)) *world {
+	t.Helper()
+	w := &world{t: t, k: &kernel{}, policy: policy.Default(), path: filepath.Join(t.TempDir(), "s.db")}
+	w.policy.Mode = policy.Enforce
+	if change != nil {
+		change(w.policy)
+	}
+	w.start()
+	return w
+}
+
+func (w *world) start() {
+	w.t.Helper()
+	var err error
+	if w.st, err = store.Open(w.path, store.Options{}); err != nil {
+		w.t.Fatal(err)
+	}
+	if w.fw == nil {
+		w.fw = firewall.NewMemory(firewall.Options{})
+	}
+	o := Options{Policy: w.policy, Store: w.st, Capacity: 100,
+		OpenFirewall: func(context.Context, []netip.Prefix) (firewall.Firewall, error) { return w.fw, nil },
+		Self: func(context.Context) ([]Exempt, error) {
+			return []Exempt{{netip.MustParsePrefix("192.0.2.1/32"), "an address of this machine"}}, nil
+		}}
+	if w.policy.Confirm == policy.ConfirmSockets {
+		o.Sockets = w.k
+	}
+	if w.g, err = New(w.t.Context(), o); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// run starts the guard and returns what stops it.
+func (w *world) run() (stop func()) {
+	ctx, cancel := context.WithCancel(w.t.Context())
+	done := make(chan error, 1)
+	go func() { done <- w.g.Run(ctx) }()
+	synctest.Wait()
+	return func() {
+		w.t.Helper()
+		cancel()
+		if err := <-done; err != nil {
+			w.t.Error(err)
+		}
+		if err := w.st.Close(); err != nil {
+			w.t.Error(err)
+		}
+	}
+}
+
+// inFilter is what the packet filter holds, sorted.
+func (w *world) inFilter() string {
+	w.t.Helper()
+	var got []netip.Prefix
+	for in, err := range w.fw.List(w.t.Context()) {
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		got = append(got, in.Prefix)
+	}
+	slices.SortFunc(got, netip.Prefix.Compare)
+	return join(got)
+}
+
+func join(ps []netip.Prefix) string {
+	var s []string
+	for _, p := range ps {
+		s = append(s, p.String())
+	}
+	return strings.Join(s, " ")
+}
+
+func (w *world) want(filter string) {
+	w.t.Helper()
+	if got := w.inFilter(); got != filter {
+		w.t.Errorf("the filter holds %q, want %q", got, filter)
+	}
+}
+
+const five = "203.0.113.1/32 203.0.113.2/32 203.0.113.3/32 203.0.113.4/32 203.0.113.5/32"
+
+func (k *kernel) flood() {
+	for i := 1; i <= 5; i++ {
+		k.open(fmt.Sprintf("203.0.113.%d", i), 20)
+	}
+}
+
+// A log without connection lines: the socket table alone finds the holders,
+// and relief comes.
+func TestReliefThroughSocketTable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		defer w.run()()
+		w.k.flood()
+		time.Sleep(12 * time.Second)
+		w.want(five)
+		if n := len(w.k.socks); n != 0 {
+			t.Errorf("%d connections are left", n)
+		}
+		list, err := w.g.Blocks(t.Context())
+		if err != nil || len(list) != 5 {
+			t.Fatalf("%d blocks, %v", len(list), err)
+		}
+		for _, b := range list {
+			if b.State != InForce || b.Ended != 20 || b.Relief == 0 || b.Verdict == nil || b.Offence != 1 {
+				t.Errorf("block %+v", b)
+			}
+		}
+		lifted, err := w.g.Unblock(t.Context(), netip.MustParsePrefix("203.0.113.0/24"), "root")
+		if err != nil || len(lifted) != 5 {
+			t.Fatalf("lifted %d, %v", len(lifted), err)
+		}
+		w.want("")
+		time.Sleep(5 * time.Second)
+		w.want("")
+	})
+}
+
+func TestObserveTouchesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(p *policy.Policy) { p.Mode = policy.Observe })
+		defer w.run()()
+		w.k.flood()
+		time.Sleep(20 * time.Second)
+		w.want("")
+		if len(w.k.socks) != 100 || len(w.k.ended) != 0 {
+			t.Errorf("%d connections are left, ended %v", len(w.k.socks), w.k.ended)
+		}
+		list, _ := w.g.Blocks(t.Context())
+		if len(list) != 5 {
+			t.Fatalf("%d blocks observed, want 5", len(list))
+		}
+		for _, b := range list {
+			if b.State != OnlySeen {
+				t.Errorf("%s is %s", b.Prefix, b.State)
+			}
+		}
+	})
+}
+
+// lines hands the guard the events of log lines, as a follower would.
+func (w *world) lines(evs ...detector.Event) {
+	l := &logState{path: "test", caughtUp: true}
+	w.g.in <- input{log: l, events: evs, lines: len(evs), caughtUp: true}
+}
+
+func opens(addr string, n, from int) (evs []detector.Event) {
+	for i := range n {
+		evs = append(evs, detector.Event{Time: time.Now(), Kind: detector.Opened, Source: netip.MustParseAddr(addr), Port: uint16(40000 + i), Count: from + i})
+	}
+	return evs
+}
+
+// Byte-exact lines naming a victim that holds nothing, or next to nothing,
+// block nobody.
+func TestForgedLines(t *testing.T) {
+	for _, holds := range []int{0, 2, 20} {
+		t.Run(fmt.Sprint(holds), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, nil)
+				defer w.run()()
+				w.k.open("198.51.100.9", holds)
+				for range 30 {
+					w.lines(opens("198.51.100.9", 99, 1)...)
+					time.Sleep(time.Second)
+				}
+				w.want("")
+				s, err := w.g.Status(t.Context())
+				if err != nil || s.Counters.Blocked != 0 {
+					t.Errorf("%d blocks, %v: %+v", s.Counters.Blocked, err, s.Decisions)
+				}
+				if s.Counters.Unconfirmed == 0 {
+					t.Error("no verdict was made at all: the test shows nothing")
+				}
+			})
+		})
+	}
+}
+
+// With confirm: off the log is believed.
+func TestLogAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(p *policy.Policy) { p.Confirm = policy.ConfirmOff })
+		defer w.run()()
+		w.lines(opens("198.51.100.9", 97, 1)...)
+		time.Sleep(12 * time.Second)
+		w.want("198.51.100.9/32")
+	})
+}
+
+// Blocks outlive a kill: the next start puts them back with their own ends.
+func TestRestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		stop := w.run()
+		w.k.flood()
+		time.Sleep(12 * time.Second)
+		w.want(five)
+		before, _ := w.g.Blocks(t.Context())
+		stop()
+		w.fw = firewall.NewMemory(firewall.Options{}) // a reboot
+		time.Sleep(time.Minute)
+		w.start()
+		defer w.run()()
+		w.want(five)
+		after, _ := w.g.Blocks(t.Context())
+		if len(after) != len(before) {
+			t.Fatalf("%d blocks before, %d after", len(before), len(after))
+		}
+		for i := range after {
+			if !after[i].Until.Equal(before[i].Until) || after[i].ID != before[i].ID {
+				t.Errorf("before %v until %v, after %v until %v", before[i].ID, before[i].Until, after[i].ID, after[i].Until)
+			}
+		}
+		time.Sleep(10 * time.Minute)
+		w.want("")
+		list, _ := w.g.Blocks(t.Context())
+		if len(list) != 0 {
+			t.Errorf("%d blocks after their time", len(list))
+		}
+		w.k.flood()
+		time.Sleep(12 * time.Second)
+		w.want(five)
+		list, _ = w.g.Blocks(t.Context())
+		for _, b := range list {
+			if b.Offence != 2 || b.Until.Sub(b.Since) < 59*time.Minute {
+				t.Errorf("second offence: %d, until %s after it began", b.Offence, b.Until.Sub(b.Since))
+			}
+		}
+	})
+}
+
+// broken is a firewall that fails on command.
+type broken struct {
+	firewall.Firewall
+	err error
+}
+
+func (b *broken) Apply(ctx context.Context, batch firewall.Batch) (r firewall.Result, err error) {
+	if b.err != nil {
+		for _, e := range batch.Set {
+			r.Failed = append(r.Failed, firewall.Failure{Prefix: e.Prefix, Err: b.err})
+		}
+		return r, b.err
+	}
+	return b.Firewall.Apply(ctx, batch)
+}
+
+func (b *broken) Replace(ctx context.Context, e []firewall.Entry) error {
+	if b.err != nil {
+		return b.err
+	}
+	return b.Firewall.Replace(ctx, e)
+}
+
+func (b *broken) Probe(ctx context.Context) (firewall.Capabilities, error) {
+	c, err := b.Firewall.Probe(ctx)
+	c.Real = true
+	return c, err
+}
+
+// A block that cannot be applied is never shown as in force, and is applied
+// as soon as it can be.
+func TestFirewallFails(t *testing.T) {
+	for _, err := range []error{errors.New("no buffer space available"), firewall.ErrUnknown, firewall.ErrGone, firewall.ErrFull} {
+		t.Run(err.Error(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, nil)
+				b := &broken{Firewall: firewall.NewMemory(firewall.Options{})}
+				w.st.Close()
+				w.fw = b
+				w.start()
+				defer w.run()()
+				b.err = err
+				_, got := w.g.Block(t.Context(), BlockRequest{Prefix: netip.MustParsePrefix("198.51.100.0/24"), For: time.Hour, By: "root"})
+				if got == nil {
+					t.Error("Block reports no error")
+				}
+				list, _ := w.g.Blocks(t.Context())
+				if len(list) != 1 || list[0].State != NotApplied || list[0].Error == "" {
+					t.Errorf("blocks %+v", list)
+				}
+				s, _ := w.g.Status(t.Context())
+				if s.Firewall.Agrees || s.Firewall.Error == "" {
+					t.Errorf("status %+v", s.Firewall)
+				}
+				b.err = nil
+				time.Sleep(time.Minute)
+				w.want("198.51.100.0/24")
+				list, _ = w.g.Blocks(t.Context())
+				if len(list) != 1 || list[0].State != InForce {
+					t.Errorf("blocks %+v", list)
+				}
+			})
+		})
+	}
+}
+
+func TestByHand(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(p *policy.Policy) {
+			p.Allow = []policy.AllowEntry{{Prefix: netip.MustParsePrefix("198.51.100.64/26"), Why: "policy.yaml:3:4"}}
+		})
+		defer w.run()()
+		ctx := t.Context()
+		block := func(p string, d time.Duration) error {
+			_, err := w.g.Block(ctx, BlockRequest{Prefix: netip.MustParsePrefix(p), For: d, By: "root"})
+			return err
+		}
+		for _, p := range []string{"198.51.100.0/24", "198.51.100.65/32", "192.0.2.0/24", "10.0.0.0/8", "192.0.2.1/32", "2001::/16"} {
+			var r *Refusal
+			if err := block(p, time.Hour); !errors.As(err, &r) {
+				t.Errorf("block %s: %v, want a refusal", p, err)
+			}
+		}
+		w.want("")
+		for _, p := range []string{"203.0.113.0/24", "203.0.113.7/32", "203.0.113.128/25", "2001:db8::/48"} {
+			if err := block(p, time.Hour); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := block("203.0.113.7/32", 5*time.Hour); err != nil {
+			t.Error(err)
+		}
+		w.want("203.0.113.0/24 203.0.113.7/32 203.0.113.128/25 2001:db8::/48")
+		var cov *CoveredError
+		if _, err := w.g.Unblock(ctx, netip.MustParsePrefix("203.0.113.9/32"), "root"); !errors.As(err, &cov) || cov.By.String() != "203.0.113.0/24" {
+			t.Errorf("unblock inside a block: %v", err)
+		}
+		if got, err := w.g.Unblock(ctx, netip.MustParsePrefix("198.51.100.9/32"), "root"); err != nil || len(got) != 0 {
+			t.Errorf("unblock of what is not blocked: %v, %v", got, err)
+		}
+		// Allowing one address lifts every block that overlaps it.
+		lifted, err := w.g.Allow(ctx, store.AllowEntry{Prefix: netip.MustParsePrefix("203.0.113.130/32"), By: "root"})
+		if err != nil || len(lifted) != 2 {
+			t.Errorf("allow lifted %d, %v", len(lifted), err)
+		}
+		w.want("203.0.113.7/32 2001:db8::/48")
+		if got, err := w.g.Unblock(ctx, netip.Prefix{}, "root"); err != nil || len(got) != 2 {
+			t.Errorf("unblock all: %d, %v", len(got), err)
+		}
+		w.want("")
+	})
+}
+
+// What is allowed is never in the filter, whatever the log and the operator do.
+func TestNeverBlocksAllowed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(p *policy.Policy) {
+			p.Confirm = policy.ConfirmOff
+			p.Allow = []policy.AllowEntry{{Prefix: netip.MustParsePrefix("203.0.113.3/32"), Why: "policy.yaml:3:4"}}
+		})
+		defer w.run()()
+		for i := 1; i <= 5; i++ {
+			w.lines(opens(fmt.Sprintf("203.0.113.%d", i), 20, 20*(i-1)+1)...)
+		}
+		time.Sleep(15 * time.Second)
+		w.want("203.0.113.1/32 203.0.113.2/32 203.0.113.4/32 203.0.113.5/32")
+		x, err := w.g.Explain(t.Context(), netip.MustParsePrefix("203.0.113.3/32"))
+		if err != nil || x.Allowed == nil || x.Blocked != nil || len(x.Recent) == 0 || x.Recent[0].What != Refused {
+			t.Errorf("explain: %+v, %v", x, err)
+		}
+	})
+}
+
+// A connection of a blocked source that shows up later is ended too.
+func TestLateConnections(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		defer w.run()()
+		w.k.flood()
+		w.k.stuck = true
+		time.Sleep(12 * time.Second)
+		w.want(five)
+		w.k.mu.Lock()
+		w.k.stuck = false
+		w.k.mu.Unlock()
+		time.Sleep(2 * time.Second)
+		w.k.mu.Lock()
+		defer w.k.mu.Unlock()
+		if len(w.k.socks) != 0 {
+			t.Errorf("left: %v", slices.Collect(maps.Keys(w.k.socks)))
+		}
+	})
+}

@@ -1,0 +1,292 @@
+package guard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/smtpguard/smtpguard/firewall"
+	"github.com/smtpguard/smtpguard/store"
+)
+
+// drift is what is known of differences between the store and the packet
+// filter.
+type drift struct {
+	failed   map[netip.Prefix]error // written down, not in the filter
+	broken   error                  // the filter as a whole did not answer well
+	retryAt  time.Time
+	backoff  time.Duration
+	repairs  uint64
+	repaired time.Time
+	by       string // who touched our rules last, if known
+	checked  time.Time
+	suspect  bool // look at the contents at the next opportunity
+	leakTold time.Time
+}
+
+func (d *drift) unapplied(p netip.Prefix) bool { _, ok := d.failed[p]; return ok || d.broken != nil }
+func (d *drift) forget(p netip.Prefix)         { delete(d.failed, p) }
+func (d *drift) clear()                        { d.failed, d.broken, d.backoff = nil, nil, 0 }
+
+func (d *drift) why(p netip.Prefix) string {
+	if err := d.failed[p]; err != nil {
+		return err.Error()
+	}
+	if d.broken != nil {
+		return d.broken.Error()
+	}
+	return ""
+}
+
+func (d *drift) fail(p netip.Prefix, err error) {
+	if d.failed == nil {
+		d.failed = make(map[netip.Prefix]error)
+	}
+	d.failed[p] = err
+}
+
+// wanted are the entries that the packet filter must hold.
+func (g *Guard) wanted(now time.Time) []firewall.Entry {
+	var want []firewall.Entry
+	for _, b := range g.blocks.table.All() {
+		if b.InForce(now) {
+			want = append(want, firewall.Entry{Prefix: b.Prefix, Until: b.Until})
+		}
+	}
+	return want
+}
+
+// restore makes the packet filter hold what the store says, and nothing
+// else. In observe mode that is nothing at all.
+func (g *Guard) restore(ctx context.Context) error {
+	g.liftAllowed(ctx)
+	now := time.Now()
+	if err := g.fw.Replace(ctx, g.wanted(now)); err != nil {
+		if errors.Is(err, firewall.ErrUnavailable) {
+			return fmt.Errorf("firewall %s: %w", g.fw.Name(), err)
+		}
+		g.broke(err, now)
+		return nil
+	}
+	g.drift.checked = now
+	if n := len(g.wanted(now)); n > 0 {
+		g.log.Info("blocks restored", "blocks", n, "backend", g.fw.Name())
+	}
+	return nil
+}
+
+// liftAllowed ends the blocks that overlap the allowlist as it is now: one
+// that was added since, or an address that this machine has taken on. Every
+// block in force has passed the gate as it stands today.
+func (g *Guard) liftAllowed(ctx context.Context) []store.Block {
+	var out []store.Block
+	for _, b := range g.blocks.all() {
+		if r := g.gate.passes(b.Prefix); r != nil {
+			b.LiftedBy = "smtpguard: " + r.Why
+			out = append(out, b)
+		}
+	}
+	if len(out) > 0 {
+		if err := g.lift(ctx, out, time.Now()); err != nil {
+			g.fault("lifting blocks of what is allowed", err)
+		}
+	}
+	return out
+}
+
+// change applies a batch to the packet filter and notes what it did not take.
+func (g *Guard) change(ctx context.Context, b firewall.Batch) error {
+	now := time.Now()
+	if g.drift.broken != nil {
+		// What is in there is not known: only Replace, on its own timer, can
+		// help; the store has the truth.
+		g.repair(ctx, "", now, false)
+		return g.drift.broken
+	}
+	res, err := g.fw.Apply(ctx, b)
+	if errors.Is(err, firewall.ErrGone) || errors.Is(err, firewall.ErrUnknown) {
+		return g.repair(ctx, "", now, true)
+	}
+	for _, e := range b.Set {
+		g.drift.forget(e.Prefix)
+	}
+	for _, f := range res.Failed {
+		g.drift.fail(f.Prefix, f.Err)
+	}
+	if err != nil && len(res.Failed) == 0 {
+		for _, e := range b.Set {
+			g.drift.fail(e.Prefix, err)
+		}
+		if len(b.Unset) > 0 {
+			g.drift.suspect = true
+		}
+	}
+	if err != nil {
+		g.fault("changing the packet filter", err)
+		g.drift.retryAt = now.Add(time.Second)
+	}
+	return err
+}
+
+// repair replaces everything of ours in the packet filter by what the store
+// says. force ignores the back-off.
+func (g *Guard) repair(ctx context.Context, by string, now time.Time, force bool) error {
+	if !force && now.Before(g.drift.retryAt) {
+		return g.drift.broken
+	}
+	if err := g.fw.Replace(ctx, g.wanted(now)); err != nil {
+		g.broke(err, now)
+		return err
+	}
+	g.drift.clear()
+	g.drift.suspect = false
+	g.drift.repairs++
+	g.drift.repaired, g.drift.checked = now, now
+	if by != "" {
+		g.drift.by = by
+	}
+	return nil
+}
+
+// broke notes that the packet filter as a whole failed; it is tried again
+// after a pause that grows to half a minute.
+func (g *Guard) broke(err error, now time.Time) {
+	g.drift.broken = err
+	g.drift.backoff = min(max(2*g.drift.backoff, time.Second), 30*time.Second)
+	g.drift.retryAt = now.Add(g.drift.backoff)
+	g.fault("the packet filter does not hold what the store says; it is tried again in "+g.drift.backoff.String(), err)
+}
+
+// checkStructure puts our rules back where somebody took them away.
+func (g *Guard) checkStructure(ctx context.Context) {
+	if !g.caps.Real {
+		return
+	}
+	now := time.Now()
+	if g.drift.broken != nil || len(g.drift.failed) > 0 {
+		if !now.Before(g.drift.retryAt) && g.repair(ctx, "", now, false) == nil {
+			g.log.Info("the packet filter holds what the store says again", "blocks", g.blocks.len())
+		}
+		return
+	}
+	changed, err := g.fw.Ensure(ctx)
+	if err != nil {
+		g.broke(err, now)
+		return
+	}
+	if changed {
+		g.tampered(ctx, "")
+		return
+	}
+	g.drift.checked = now
+	if g.drift.suspect {
+		g.drift.suspect = false
+		g.checkContent(ctx)
+	}
+}
+
+// tampered repairs what somebody else did to our rules and says who it was.
+func (g *Guard) tampered(ctx context.Context, by string) {
+	changed := by == "" // found by looking: Ensure has mended the layout already
+	if !changed {
+		var err error
+		if changed, err = g.fw.Ensure(ctx); err != nil {
+			g.broke(err, time.Now())
+			return
+		}
+	}
+	if !changed {
+		g.checkContent(ctx)
+		return
+	}
+	now := time.Now()
+	if g.repair(ctx, by, now, true) == nil {
+		who := by
+		if who == "" {
+			who = "somebody"
+		}
+		g.log.Warn("our rules in the packet filter were changed; they are put back", "by", who, "blocks", len(g.wanted(now)))
+	}
+}
+
+// watch passes on the news that somebody touched our rules, where the packet
+// filter has such news.
+func (g *Guard) watch(ctx context.Context) {
+	for ctx.Err() == nil {
+		g.fwMu.Lock()
+		fw := g.fw
+		g.fwMu.Unlock()
+		err := fw.Watch(ctx, func(by string) {
+			if by == "" {
+				by = "an unknown program"
+			}
+			select {
+			case g.tampers <- by:
+			default: // one is waiting already, and looks at everything
+			}
+		})
+		if errors.Is(err, errors.ErrUnsupported) || ctx.Err() != nil {
+			return
+		}
+		g.fwMu.Lock()
+		renewed := fw != g.fw
+		g.fwMu.Unlock()
+		if renewed {
+			continue
+		}
+		if err != nil {
+			g.log.Warn("watching the packet filter for changes; trying again", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(5 * time.Second):
+		}
+	}
+}
+
+// contentMax is the number of entries up to which all of them are compared;
+// reading back more takes the kernel seconds.
+const contentMax = 20_000
+
+// checkContent compares the entries in the packet filter with the store.
+func (g *Guard) checkContent(ctx context.Context) {
+	if !g.caps.Real || !g.caps.Readback || g.drift.broken != nil || g.blocks.len() > contentMax {
+		return
+	}
+	now := time.Now()
+	want := make(map[netip.Prefix]time.Time)
+	for _, e := range g.wanted(now) {
+		want[e.Prefix] = e.Until
+	}
+	var b firewall.Batch
+	for in, err := range g.fw.List(ctx) {
+		if err != nil {
+			g.broke(err, now)
+			return
+		}
+		until, ok := want[in.Prefix]
+		switch {
+		case !ok:
+			b.Unset = append(b.Unset, in.Prefix)
+		case g.caps.Expiry && in.Until.Sub(until).Abs() > 5*time.Second &&
+			(g.caps.MaxTimeout == 0 || until.Sub(now) < g.caps.MaxTimeout || in.Until.Sub(now) < g.caps.MaxTimeout/2):
+			// Another end than ours: set anew below.
+		default:
+			delete(want, in.Prefix)
+		}
+	}
+	for p, until := range want {
+		if until.Sub(now) > time.Second { // about to run out: both sides let go of it now
+			b.Set = append(b.Set, firewall.Entry{Prefix: p, Until: until})
+		}
+	}
+	if len(b.Set)+len(b.Unset) == 0 {
+		return
+	}
+	g.drift.repairs++
+	g.drift.repaired = now
+	g.log.Warn("entries in the packet filter differed from the store; they are put right", "missing", len(b.Set), "foreign", len(b.Unset))
+	_ = g.change(ctx, b)
+}

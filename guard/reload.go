@@ -1,0 +1,60 @@
+package guard
+
+import (
+	"context"
+	"reflect"
+
+	"github.com/smtpguard/smtpguard/detector"
+	"github.com/smtpguard/smtpguard/policy"
+)
+
+// Reload takes a new policy without a restart: allowlist, rules, lengths and
+// limits of blocks, known good. Blocks that overlap the new allowlist are
+// lifted. It returns the settings that differ and need a restart.
+func (g *Guard) Reload(ctx context.Context, p *policy.Policy) (later []string, err error) {
+	doErr := g.do(ctx, func(ctx context.Context) {
+		old := g.policy
+		differ := func(name string, a, b any) {
+			if !reflect.DeepEqual(a, b) {
+				later = append(later, name)
+			}
+		}
+		differ("mode", old.Mode, p.Mode)
+		differ("logs", old.Logs, p.Logs)
+		differ("zone", old.Zone, p.Zone)
+		differ("capacity", old.Capacity, p.Capacity)
+		differ("confirm", old.Confirm, p.Confirm)
+		differ("ports", old.Ports, p.Ports)
+		differ("block.ports", old.Block.Ports, p.Block.Ports)
+		differ("firewall", old.Firewall, p.Firewall)
+		differ("store", old.Store, p.Store)
+		differ("control", old.Control, p.Control)
+		merged := *p
+		merged.Mode, merged.Logs, merged.Zone, merged.Capacity, merged.Confirm, merged.Ports = old.Mode, old.Logs, old.Zone, old.Capacity, old.Confirm, old.Ports
+		merged.Block.Ports, merged.Firewall, merged.Store, merged.Control = old.Block.Ports, old.Firewall, old.Store, old.Control
+		if !reflect.DeepEqual(old.Rules, p.Rules) || old.Saturation != p.Saturation || old.KnownGood != p.KnownGood || old.Memory != p.Memory {
+			o := g.o
+			o.Policy = &merged
+			det, e := newDetector(o)
+			if e != nil {
+				err, later = e, nil
+				return
+			}
+			for s := range g.det.KnownGood() {
+				det.LearnGood(s.Addr, s.First, s.Last, s.Messages)
+			}
+			for h := range g.det.Holders() {
+				det.Observe(&detector.Event{Kind: detector.Opened, Source: h.Addr, Port: h.Port, Time: h.Since})
+			}
+			g.det, g.table.gone = det, nil
+		}
+		g.policy, g.gate.block = &merged, merged.Block
+		g.rebuildAllow()
+		g.liftAllowed(ctx)
+		g.renewFilter(ctx)
+	})
+	if doErr != nil {
+		return nil, doErr
+	}
+	return later, err
+}

@@ -1,0 +1,129 @@
+package guard
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/smtpguard/smtpguard/detector"
+	"github.com/smtpguard/smtpguard/policy"
+	"github.com/smtpguard/smtpguard/store"
+)
+
+// Replay answers what a policy would have done to past events. It has the
+// gate, the ladder and the detector of the daemon; a block takes effect at
+// once: what its source holds is freed, its later events are counted as
+// prevented. It has no clock but the events'.
+type Replay struct {
+	Detector *detector.Detector
+	// OnBlock and OnSpare are called in the order of the events; nil: not.
+	OnBlock func(store.Block)
+	OnSpare func(v detector.Verdict, reason string)
+
+	gate      gate
+	forget    time.Duration
+	blocks    blocks
+	nextEnd   time.Time // when the first of blocks runs out, zero if none
+	offences  map[netip.Prefix][]time.Time
+	told      map[netip.Prefix]time.Time
+	prevented uint64
+	made      int
+	spared    int
+}
+
+// NewReplay makes a Replay of policy p. capacity 0 means p's, or what the
+// events show.
+func NewReplay(p *policy.Policy, capacity int) (*Replay, error) {
+	if capacity == 0 {
+		capacity = p.Capacity
+	}
+	det, err := newDetector(Options{Policy: p, Capacity: capacity})
+	if err != nil {
+		return nil, err
+	}
+	b := p.Block
+	return &Replay{
+		Detector: det,
+		gate:     gate{allow: policy.NewAllowlist(p.Allow), block: b},
+		forget:   b.Forget,
+		offences: make(map[netip.Prefix][]time.Time),
+		told:     make(map[netip.Prefix]time.Time),
+	}, nil
+}
+
+// Prevented is the number of connections that blocks would have kept away,
+// Blocks and Spared those of OnBlock and OnSpare.
+func (r *Replay) Prevented() uint64 { return r.prevented }
+func (r *Replay) Blocks() int       { return r.made }
+func (r *Replay) Spared() int       { return r.spared }
+
+// Observe takes the next event. It may change ev.
+func (r *Replay) Observe(ev *detector.Event) {
+	if r.blocks.len() > 0 {
+		if !ev.Time.IsZero() && !ev.Time.Before(r.nextEnd) {
+			r.blocks.expire(ev.Time)
+			r.rearm()
+		}
+		switch ev.Kind {
+		case detector.Opened, detector.Refused:
+			if _, ok := r.blocks.coversAddr(ev.Source); ok {
+				r.prevented++
+				ev.Kind = detector.Tick
+			}
+		}
+	}
+	for _, v := range r.Detector.Observe(ev) {
+		r.decide(v)
+	}
+}
+
+func (r *Replay) rearm() {
+	r.nextEnd = time.Time{}
+	for _, b := range r.blocks.table.All() {
+		if r.nextEnd.IsZero() || b.Until.Before(r.nextEnd) {
+			r.nextEnd = b.Until
+		}
+	}
+}
+
+func (r *Replay) decide(v detector.Verdict) {
+	if _, ok := r.blocks.covers(v.Source); ok {
+		return
+	}
+	reason := ""
+	if len(v.Spared) > 0 {
+		reason = "known-good"
+	} else if ref := r.gate.admits(v.Source, v.Time, r.blocks.len(), false); ref != nil {
+		reason = ref.Why
+	}
+	if reason != "" {
+		if t, ok := r.told[v.Source]; ok && v.Time.Sub(t) < 10*time.Minute {
+			return
+		}
+		if len(r.told) > 10_000 {
+			clear(r.told)
+		}
+		r.told[v.Source] = v.Time
+		r.spared++
+		if r.OnSpare != nil {
+			r.OnSpare(v, reason)
+		}
+		return
+	}
+	past := r.offences[v.Source]
+	for len(past) > 0 && v.Time.Sub(past[0]) > r.forget {
+		past = past[1:]
+	}
+	offence := len(past) + 1
+	r.offences[v.Source] = append(past, v.Time)
+	b := store.Block{Prefix: v.Source, Verdict: &v, Reason: v.Sentence(), Offence: offence,
+		Since: v.Time, Until: v.Time.Add(r.gate.block.Duration(offence)), By: "smtpguard"}
+	r.made++
+	r.blocks.put(b)
+	if r.nextEnd.IsZero() || b.Until.Before(r.nextEnd) {
+		r.nextEnd = b.Until
+	}
+	r.Detector.Forget(v.Source)
+	if r.OnBlock != nil {
+		r.OnBlock(b)
+	}
+}

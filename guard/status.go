@@ -1,0 +1,331 @@
+package guard
+
+import (
+	"cmp"
+	"context"
+	"net/netip"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/smtpguard/smtpguard/detector"
+	"github.com/smtpguard/smtpguard/firewall"
+	"github.com/smtpguard/smtpguard/store"
+)
+
+// Counters count since the start of the daemon.
+type Counters struct {
+	Verdicts     uint64        `json:"verdicts"`
+	Blocked      uint64        `json:"blocked"`
+	Observed     uint64        `json:"observed"`
+	Spared       uint64        `json:"spared"`
+	Refused      uint64        `json:"refused"`
+	Unconfirmed  uint64        `json:"unconfirmed"`
+	Failed       uint64        `json:"failed"`
+	Lifted       uint64        `json:"lifted"`
+	Expired      uint64        `json:"expired"`
+	Ended        uint64        `json:"connections_ended"` // connections of blocked sources that were ended
+	Prevented    uint64        `json:"prevented"`         // log lines of sources that were blocked already
+	Leaks        uint64        `json:"leaks"`             // connections that blocked sources opened all the same
+	Unlogged     uint64        `json:"unlogged"`          // connections that only the socket table told of
+	Faults       uint64        `json:"faults"`
+	LastRelief   time.Duration `json:"last_relief_ns"` // from the verdict to no connection left
+	LastReliefAt time.Time     `json:"last_relief_at,omitzero"`
+}
+
+// Fault is an error that did not stop the daemon.
+type Fault struct {
+	Time time.Time `json:"time"`
+	What string    `json:"what"`
+	Err  string    `json:"error"`
+}
+
+// Status is what `smtpguard status --json` prints.
+type Status struct {
+	Version      string         `json:"version"`
+	PID          int            `json:"pid"`
+	Started      time.Time      `json:"started"`
+	Time         time.Time      `json:"time"`
+	Mode         string         `json:"mode"`
+	Capacity     int            `json:"capacity"`
+	CapacityFrom string         `json:"capacity_from"`
+	Count        int            `json:"count"`    // slots taken now
+	Pressure     float64        `json:"pressure"` // count ÷ capacity
+	Saturated    bool           `json:"saturated"`
+	Holders      []Holder       `json:"holders"` // those with most slots first, bounded
+	Blocks       int            `json:"blocks"`  // in force
+	Watched      int            `json:"observed_blocks"`
+	Pending      int            `json:"pending_verdicts"`
+	Logs         []LogStatus    `json:"logs"`
+	Sockets      SocketStatus   `json:"sockets"`
+	Firewall     FirewallStatus `json:"firewall"`
+	Counters     Counters       `json:"counters"`
+	Detector     detector.Stats `json:"detector"`
+	Warnings     []string       `json:"warnings,omitempty"`
+	Decisions    []Decision     `json:"decisions,omitempty"` // the last ones, newest first
+	Faults       []Fault        `json:"faults,omitempty"`    // the last ones, newest first
+}
+
+// Holder is an address that holds slots now.
+type Holder struct {
+	Source netip.Addr `json:"source"`
+	Held   int        `json:"held"`
+}
+
+// LogStatus is how far a log is read.
+type LogStatus struct {
+	Path     string    `json:"path"`
+	Lines    uint64    `json:"lines"`
+	Opens    uint64    `json:"opens"`
+	Portless uint64    `json:"opens_without_port"`
+	Misdated uint64    `json:"misdated"`
+	Behind   int64     `json:"bytes_behind"`
+	CaughtUp bool      `json:"caught_up"`
+	LastLine time.Time `json:"last_line,omitzero"`
+}
+
+// SocketStatus says what can be seen and done in the kernel's socket table.
+type SocketStatus struct {
+	Confirm    bool   `json:"confirm"` // verdicts are confirmed there
+	Usable     bool   `json:"usable"`
+	CanDestroy bool   `json:"can_destroy"`
+	Why        string `json:"why,omitempty"` // why not
+	Holding    int    `json:"holding"`       // connections that hold a slot now
+}
+
+// FirewallStatus says whether the packet filter holds what the store says.
+type FirewallStatus struct {
+	Backend  string         `json:"backend"`
+	Real     bool           `json:"real"` // false: nothing is ever dropped
+	Agrees   bool           `json:"agrees"`
+	Error    string         `json:"error,omitempty"`
+	Missing  []netip.Prefix `json:"missing,omitempty"` // blocks that it did not take, bounded
+	Checked  time.Time      `json:"checked,omitzero"`
+	Repairs  uint64         `json:"repairs"`
+	Repaired time.Time      `json:"repaired,omitzero"`
+	By       string         `json:"repaired_after,omitempty"` // who had changed our rules
+}
+
+// State says whether a block does what it says.
+type State string
+
+const (
+	InForce    State = "in force"
+	NotApplied State = "not applied" // written down, but not in the packet filter
+	OnlySeen   State = "observed"    // mode: observe; nothing is dropped
+	IsLifted   State = "lifted"
+	IsExpired  State = "expired"
+)
+
+// BlockInfo is a block as the commands show it.
+type BlockInfo struct {
+	store.Block
+	State State `json:"state"`
+	// Error says why State is NotApplied.
+	Error string `json:"error,omitempty"`
+	// Packets and Bytes are what the block has stopped so far.
+	Packets uint64 `json:"packets"`
+	Bytes   uint64 `json:"bytes"`
+}
+
+// AllowInfo is an entry of the allowlist.
+type AllowInfo struct {
+	Prefix netip.Prefix `json:"prefix"`
+	Why    string       `json:"why"`
+}
+
+// Explanation is what is known about a source.
+type Explanation struct {
+	Prefix  netip.Prefix         `json:"prefix"`
+	Now     detector.Explanation `json:"now"`
+	Held    int                  `json:"held_in_socket_table"` // -1: the table is not read
+	Allowed *AllowInfo           `json:"allowed,omitempty"`
+	Blocked *BlockInfo           `json:"blocked,omitempty"` // the block that covers it
+	Waiting bool                 `json:"waiting_for_confirmation,omitempty"`
+	History []BlockInfo          `json:"history,omitempty"`
+	Recent  []Decision           `json:"recent,omitempty"`
+}
+
+// Status describes the daemon now.
+func (g *Guard) Status(ctx context.Context) (s Status, err error) {
+	err = g.do(ctx, func(ctx context.Context) { s = g.status(ctx) })
+	return s, err
+}
+
+func (g *Guard) status(ctx context.Context) Status {
+	now := time.Now()
+	s := Status{
+		Version: g.o.Version, PID: os.Getpid(), Started: g.started, Time: now, Mode: string(g.policy.Mode),
+		Count: g.det.Count(), Pressure: g.det.Pressure(), Counters: g.count, Detector: g.det.Stats(),
+		Pending: len(g.pending),
+	}
+	s.Capacity, s.CapacityFrom = g.det.Capacity()
+	if g.o.CapacityFrom != "" {
+		s.CapacityFrom = g.o.CapacityFrom
+	}
+	s.Saturated = s.Pressure >= g.policy.Saturation.SaturatedAt
+	held := make(map[netip.Addr]int)
+	if g.table.usable && len(g.table.past) > 0 {
+		held = g.table.past[len(g.table.past)-1].held
+	} else {
+		for h := range g.det.Holders() {
+			held[h.Addr]++
+		}
+	}
+	for a, n := range held {
+		s.Holders = append(s.Holders, Holder{a, n})
+	}
+	slices.SortFunc(s.Holders, func(a, b Holder) int {
+		return cmp.Or(cmp.Compare(b.Held, a.Held), a.Source.Compare(b.Source))
+	})
+	if len(s.Holders) > 10 {
+		s.Holders = s.Holders[:10]
+	}
+	for _, b := range g.blocks.table.All() {
+		if b.InForce(now) {
+			s.Blocks++
+		} else if now.Before(b.Until) {
+			s.Watched++
+		}
+	}
+	for _, l := range g.logs {
+		s.Logs = append(s.Logs, LogStatus{Path: l.path, Lines: l.lines, Opens: l.opens, Portless: l.portless,
+			Misdated: l.misdated, Behind: l.behind, CaughtUp: l.caughtUp, LastLine: l.lastLine})
+	}
+	s.Sockets = g.socketStatus(ctx)
+	s.Firewall = FirewallStatus{Backend: g.fw.Name(), Real: g.caps.Real, Agrees: g.drift.broken == nil && len(g.drift.failed) == 0,
+		Checked: g.drift.checked, Repairs: g.drift.repairs, Repaired: g.drift.repaired, By: g.drift.by}
+	if g.drift.broken != nil {
+		s.Firewall.Error = g.drift.broken.Error()
+	}
+	for p, err := range g.drift.failed {
+		if s.Firewall.Error == "" {
+			s.Firewall.Error = err.Error()
+		}
+		if len(s.Firewall.Missing) < 20 {
+			s.Firewall.Missing = append(s.Firewall.Missing, p)
+		}
+	}
+	slices.SortFunc(s.Firewall.Missing, netip.Prefix.Compare)
+	s.Warnings = g.warnings(s)
+	for i := len(g.recent) - 1; i >= 0 && len(s.Decisions) < 10; i-- {
+		s.Decisions = append(s.Decisions, g.recent[i])
+	}
+	for i := len(g.errs) - 1; i >= 0 && len(s.Faults) < 5; i-- {
+		s.Faults = append(s.Faults, g.errs[i])
+	}
+	return s
+}
+
+func (g *Guard) socketStatus(ctx context.Context) SocketStatus {
+	if g.o.Sockets == nil {
+		return SocketStatus{Why: "confirm: off"}
+	}
+	s := SocketStatus{Confirm: true, Usable: g.table.usable}
+	if len(g.table.past) > 0 {
+		s.Holding = g.table.past[len(g.table.past)-1].holding
+	}
+	ok, err := g.o.Sockets.CanDestroy(ctx)
+	s.CanDestroy = ok
+	if err != nil {
+		s.Why = err.Error()
+	}
+	return s
+}
+
+// warnings are the sentences that an operator should read before anything
+// else.
+func (g *Guard) warnings(s Status) []string {
+	var w []string
+	if !g.enforce {
+		w = append(w, "mode: observe: everything is decided and recorded, nothing is blocked; set mode: enforce in the policy when the decisions are right")
+	}
+	if g.enforce && !g.caps.Real {
+		w = append(w, "backend memory drops no packet")
+	}
+	for _, l := range s.Logs {
+		if l.Lines > 1000 && l.Opens == 0 {
+			w = append(w, l.Path+" has no connection lines; add +smtp_connection +incoming_port to Exim's log_selector")
+		} else if l.Portless > 0 {
+			w = append(w, l.Path+" has no ports; add +incoming_port to Exim's log_selector")
+		}
+		if l.Behind > 16<<20 {
+			w = append(w, l.Path+" is written faster than it is read")
+		}
+	}
+	if s.Sockets.Confirm && !s.Sockets.Usable {
+		w = append(w, "the kernel's socket table cannot be read: no verdict can be confirmed, nothing is blocked by itself")
+	}
+	if s.Sockets.Confirm && s.Sockets.Usable && !s.Sockets.CanDestroy {
+		w = append(w, "this kernel or these privileges do not allow ending connections: after a block, slots stay taken until Exim's own smtp_receive_timeout ("+s.Sockets.Why+")")
+	}
+	if !s.Firewall.Agrees {
+		w = append(w, "the packet filter does not hold what the store says: "+s.Firewall.Error)
+	}
+	if s.Counters.Leaks > 0 {
+		w = append(w, "blocked sources still reach the server")
+	}
+	return w
+}
+
+// info shows a block with its state.
+func (g *Guard) info(b store.Block, installed map[netip.Prefix]firewall.Installed, now time.Time) BlockInfo {
+	i := BlockInfo{Block: b}
+	switch {
+	case !b.Lifted.IsZero():
+		i.State = IsLifted
+	case !now.Before(b.Until):
+		i.State = IsExpired
+	case b.Observed:
+		i.State = OnlySeen
+	case g.drift.unapplied(b.Prefix):
+		i.State, i.Error = NotApplied, g.drift.why(b.Prefix)
+	default:
+		i.State = InForce
+		if in, ok := installed[b.Prefix]; ok {
+			i.Packets, i.Bytes = in.Packets, in.Bytes
+		} else if installed != nil && b.Until.Sub(now) > time.Second {
+			i.State, i.Error = NotApplied, "the packet filter does not hold it; it is put back at the next check"
+			g.drift.suspect = true
+		}
+	}
+	return i
+}
+
+// Explain tells everything that bears on whether p is blocked.
+func (g *Guard) Explain(ctx context.Context, p netip.Prefix) (e Explanation, err error) {
+	p = p.Masked()
+	doErr := g.do(ctx, func(ctx context.Context) {
+		now := time.Now()
+		e = Explanation{Prefix: p, Now: g.det.Explain(p), Held: -1, Waiting: g.waits(p)}
+		if g.table.usable {
+			e.Held = g.table.holding(p)
+		}
+		if a, ok := g.gate.allow.Overlaps(p); ok {
+			e.Allowed = &AllowInfo{a.Prefix, a.Why}
+		}
+		installed := g.installed(ctx)
+		if b, ok := g.blocks.covers(p); ok && now.Before(b.Until) {
+			i := g.info(*b, installed, now)
+			e.Blocked = &i
+		}
+		var past []store.Block
+		if past, err = g.o.Store.History(p, now.Add(-g.policy.Block.Forget), 20); err != nil {
+			return
+		}
+		for _, b := range past {
+			if e.Blocked == nil || b.ID != e.Blocked.ID {
+				e.History = append(e.History, g.info(b, installed, now))
+			}
+		}
+		for i := len(g.recent) - 1; i >= 0 && len(e.Recent) < 20; i-- {
+			if g.recent[i].Prefix.Overlaps(p) {
+				e.Recent = append(e.Recent, g.recent[i])
+			}
+		}
+	})
+	if doErr != nil {
+		return e, doErr
+	}
+	return e, err
+}

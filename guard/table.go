@@ -1,0 +1,257 @@
+package guard
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/smtpguard/smtpguard/detector"
+	"github.com/smtpguard/smtpguard/sockets"
+)
+
+// table is what the kernel's socket table showed lately. The kernel is the
+// truth about who holds slots now; a log line can be forged, missing or late.
+type table struct {
+	usable bool // the last reading worked
+	at     time.Time
+	past   []sample // newest last, no older than tablePast
+	known  map[netip.AddrPort]bool
+	gone   map[netip.AddrPort]bool
+}
+
+// sample is one reading of the table.
+type sample struct {
+	at      time.Time
+	holding int
+	held    map[netip.Addr]int
+	seen    map[netip.AddrPort]struct{} // every peer in any state
+}
+
+// holding is how many slots p held when the table was last read.
+func (t *table) holding(p netip.Prefix) int {
+	n := 0
+	if len(t.past) > 0 {
+		for a, c := range t.past[len(t.past)-1].held {
+			if p.Contains(a) {
+				n += c
+			}
+		}
+	}
+	return n
+}
+
+const (
+	// tablePast is how long readings are remembered: a connection storm is
+	// confirmed by what was seen in that time.
+	tablePast = 10 * time.Second
+	// heldOver is the time over which the slots that a source holds are
+	// averaged to confirm a verdict.
+	heldOver = 5 * time.Second
+	// stormShare is the share of the connections of a storm that must have
+	// been seen to confirm it, stormPeers the least number. Most connections
+	// end between two readings, so it is small; forged lines name a victim
+	// that may well open some connections, but hardly that many.
+	stormShare = 0.2
+	stormPeers = 3
+	// seenMax bounds what one sample remembers of connections that hold
+	// nothing.
+	seenMax = 20_000
+)
+
+// sample reads the socket table, puts right what the detector believes,
+// looks whether blocked sources still hold anything, and tries the verdicts
+// that wait for confirmation.
+func (g *Guard) sample(ctx context.Context, now time.Time) {
+	socks, err := g.o.Sockets.List(ctx, g.policy.Ports)
+	if err != nil {
+		if g.table.usable || g.table.at.IsZero() {
+			g.fault("reading the kernel's socket table", err)
+		}
+		g.table.usable, g.table.at = false, now
+		return
+	}
+	s := sample{at: now, held: make(map[netip.Addr]int), seen: make(map[netip.AddrPort]struct{}, min(len(socks), seenMax))}
+	known := make(map[netip.AddrPort]bool, len(socks))
+	var left []netip.Prefix
+	for _, k := range socks {
+		if len(s.seen) < seenMax {
+			s.seen[k.Remote] = struct{}{}
+		}
+		if !k.Holds() {
+			continue
+		}
+		s.holding++
+		s.held[k.Remote.Addr()]++
+		known[k.Remote] = true
+		if b, ok := g.blocks.coversAddr(k.Remote.Addr()); ok && b.InForce(now) && !g.drift.unapplied(b.Prefix) {
+			left = append(left, netip.PrefixFrom(k.Remote.Addr(), k.Remote.Addr().BitLen()))
+		}
+	}
+	past := g.table.past
+	for len(past) > 0 && now.Sub(past[0].at) > tablePast {
+		past = past[1:]
+	}
+	before := g.table.known
+	g.table.past = append(past, s)
+	g.table.usable, g.table.at, g.table.known = true, now, known
+
+	if len(left) > 0 {
+		g.end(ctx, left)
+	}
+	if g.caughtUp() {
+		g.correct(ctx, now, before, s)
+	}
+	g.retry(ctx, now)
+}
+
+func (g *Guard) caughtUp() bool {
+	for _, l := range g.logs {
+		if !l.caughtUp {
+			return false
+		}
+	}
+	return true
+}
+
+// correct tells the detector what the socket table knows better than the
+// log: connections that no line told of (Exim's default log_selector has no
+// such lines, and there are none from before this start), and connections
+// that ended without a line. Only what two readings in a row agree on counts:
+// lines may be on their way.
+func (g *Guard) correct(ctx context.Context, now time.Time, before map[netip.AddrPort]bool, s sample) {
+	believed := make(map[netip.AddrPort]bool, len(g.table.known))
+	gone := make(map[netip.AddrPort]bool)
+	for h := range g.det.Holders() {
+		if h.Port == 0 {
+			continue
+		}
+		peer := netip.AddrPortFrom(h.Addr, h.Port)
+		believed[peer] = true
+		if !g.table.known[peer] {
+			gone[peer] = true
+		}
+	}
+	feed := func(ev detector.Event) {
+		if vs := g.det.Observe(&ev); len(vs) > 0 {
+			g.decide(ctx, vs, now)
+		}
+	}
+	for peer := range gone {
+		if g.table.gone[peer] {
+			delete(gone, peer)
+			feed(detector.Event{Time: now, Kind: detector.Closed, Source: peer.Addr(), Port: peer.Port(), Reason: detector.ClosedVanished})
+		}
+	}
+	g.table.gone = gone
+	for peer := range g.table.known {
+		if believed[peer] || !before[peer] {
+			continue
+		}
+		if b, ok := g.blocks.coversAddr(peer.Addr()); ok && !b.Observed {
+			continue
+		}
+		g.count.Unlogged++
+		feed(detector.Event{Time: now, Kind: detector.Opened, Source: peer.Addr(), Port: peer.Port()})
+	}
+	feed(detector.Event{Time: now, Kind: detector.Sampled, Count: s.holding})
+}
+
+// pending is a verdict that the socket table has not confirmed yet.
+type pending struct {
+	verdict detector.Verdict
+	since   time.Time
+}
+
+// patience is how long a verdict waits for confirmation.
+const patience = 5 * time.Second
+
+// retry looks again at the verdicts that wait.
+func (g *Guard) retry(ctx context.Context, now time.Time) {
+	if len(g.pending) == 0 {
+		return
+	}
+	waiting := g.pending
+	g.pending = nil
+	var good []decided
+	for _, p := range waiting {
+		why, ok := g.confirmed(p.verdict, now)
+		switch {
+		case ok:
+			good = append(good, decided{p.verdict, p.since})
+		case now.Sub(p.since) < patience:
+			g.pending = append(g.pending, p)
+		default:
+			g.count.Unconfirmed++
+			g.note(Decision{Time: now, Prefix: p.verdict.Source, What: Unconfirmed, Rule: p.verdict.Rule, Score: p.verdict.Score,
+				Why: "the log says: " + p.verdict.Sentence() + "; the kernel's socket table does not: " + why})
+		}
+	}
+	g.enact(ctx, good, now)
+}
+
+// confirmed says whether the socket table bears a verdict out, and if not,
+// what it shows instead.
+func (g *Guard) confirmed(v detector.Verdict, now time.Time) (string, bool) {
+	if g.o.Sockets == nil {
+		return "", true
+	}
+	if !g.table.usable || len(g.table.past) == 0 {
+		return "it cannot be read", false
+	}
+	if v.Metric == detector.Opens {
+		fresh := make(map[netip.AddrPort]struct{})
+		for _, s := range g.table.past[1:] {
+			for p := range s.seen {
+				if _, old := g.table.past[0].seen[p]; !old && v.Source.Contains(p.Addr()) {
+					fresh[p] = struct{}{}
+				}
+			}
+		}
+		need := max(stormPeers, int(stormShare*v.Threshold*float64(tablePast)/float64(v.Window)))
+		if len(fresh) >= need {
+			return "", true
+		}
+		return fmt.Sprintf("%d new connections of %s were seen there in the last %s; %d are needed", len(fresh), v.Source, tablePast, need), false
+	}
+	capacity, _ := g.det.Capacity()
+	var sum, n, now_ int
+	newest := g.table.past[len(g.table.past)-1]
+	for i := len(g.table.past) - 1; i >= 0; i-- {
+		s := g.table.past[i]
+		if now.Sub(s.at) > heldOver {
+			break
+		}
+		for a, c := range s.held {
+			if v.Source.Contains(a) {
+				sum += c
+				if i == len(g.table.past)-1 {
+					now_ += c
+				}
+			}
+		}
+		n++
+	}
+	// The score is a mean over the window: half of it, held in the last
+	// seconds, on a server that is under pressure, is what a true verdict
+	// shows at the least.
+	mean := float64(sum) / float64(max(n, 1))
+	need := v.Threshold * float64(capacity) / 2
+	if now_ > 0 && mean >= need && float64(newest.holding) >= g.policy.Saturation.PressureFrom*float64(capacity) {
+		return "", true
+	}
+	return fmt.Sprintf("there %s holds %d of %d open connections (%.1f on average; %.1f are needed)", v.Source, now_, newest.holding, mean, need), false
+}
+
+// end ends the connections of prefixes that are blocked already.
+func (g *Guard) end(ctx context.Context, prefixes []netip.Prefix) sockets.Ended {
+	if g.o.Sockets == nil {
+		return sockets.Ended{Left: -1}
+	}
+	ended, err := g.o.Sockets.End(ctx, prefixes, g.policy.Ports)
+	if err != nil {
+		g.fault("ending the connections of blocked sources", err)
+	}
+	g.count.Ended += uint64(ended.Destroyed + ended.Signalled)
+	return ended
+}

@@ -1,0 +1,135 @@
+package tail
+
+import (
+	"cmp"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// generation is one file of the log's history as the directory shows it.
+type generation struct {
+	name  string
+	id    id
+	size  int64
+	mtime time.Time
+	// number is the N of log.N and log.N.gz: larger is older. date is the
+	// digits of log-20261122 and the like: larger is newer. One of the two.
+	number int
+	date   string
+}
+
+// rotated lists the rotated files of the log beside each of the paths, oldest
+// first, without the paths themselves.
+func rotated(paths ...string) []generation {
+	// A listing is not a snapshot: logrotate may be renaming the files one
+	// by one just now. Two listings that agree are.
+	var was []generation
+	for try := range 10 {
+		is := list(paths)
+		if try > 0 && slices.EqualFunc(is, was, func(a, b generation) bool {
+			return a.name == b.name && a.id == b.id
+		}) {
+			break
+		}
+		was = is
+		if try > 1 {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	order(was)
+	return was
+}
+
+func list(paths []string) []generation {
+	var gs []generation
+	seen := map[string]bool{}
+	for _, p := range paths {
+		dir, base := filepath.Split(p)
+		if dir == "" {
+			dir = "."
+		}
+		ents, err := os.ReadDir(dir)
+		if err != nil {
+			continue
+		}
+		for _, e := range ents {
+			name := filepath.Join(dir, e.Name())
+			number, date, ok := suffix(base, e.Name())
+			if !ok || seen[name] {
+				continue
+			}
+			fi, err := os.Stat(name)
+			if err != nil || !fi.Mode().IsRegular() {
+				continue
+			}
+			seen[name] = true
+			gs = append(gs, generation{name, idOf(fi), fi.Size(), fi.ModTime(), number, date})
+		}
+	}
+	// While gzip is at work both log.1 and an unfinished log.1.gz are there.
+	return slices.DeleteFunc(gs, func(g generation) bool {
+		return compressed(g.name) && seen[trimCompressed(g.name)]
+	})
+}
+
+// suffix reads what a rotation adds to the name of a log: .1, .01, .2.gz,
+// -20261122, .2026-11-22, -20261122-1795376652.xz; and the same before the
+// ending of the log's name (logrotate's "extension").
+func suffix(base, name string) (number int, date string, ok bool) {
+	name = trimCompressed(name)
+	rest, ok := strings.CutPrefix(name, base)
+	if !ok {
+		ext := filepath.Ext(base)
+		stem := strings.TrimSuffix(base, ext)
+		if ext == "" || stem == "" {
+			return 0, "", false
+		}
+		if rest, ok = strings.CutPrefix(name, stem); !ok {
+			return 0, "", false
+		}
+		if rest, ok = strings.CutSuffix(rest, ext); !ok {
+			return 0, "", false
+		}
+	}
+	if len(rest) < 2 || !strings.ContainsRune(".-_", rune(rest[0])) {
+		return 0, "", false
+	}
+	digits := strings.Map(func(r rune) rune {
+		if strings.ContainsRune(".-_:T", r) {
+			return -1
+		}
+		return r
+	}, rest)
+	if digits == "" || len(digits) > 32 || strings.Trim(digits, "0123456789") != "" {
+		return 0, "", false
+	}
+	if len(digits) <= 5 { // not a date
+		number, _ = strconv.Atoi(digits)
+		return number, "", true
+	}
+	return 0, digits, true
+}
+
+// order sorts oldest first: by name if all names are of one kind, for names
+// do not lie when files are rotated within one tick of the clock; else by the
+// time of the last write, which renaming and gzip leave alone.
+func order(gs []generation) {
+	numbers, dates := true, true // year first: with fewer than 8 digits that is not certain
+	for _, g := range gs {
+		numbers = numbers && g.date == ""
+		dates = dates && len(g.date) >= 8 && len(g.date) == len(gs[0].date)
+	}
+	slices.SortStableFunc(gs, func(a, b generation) int {
+		switch {
+		case numbers:
+			return cmp.Or(cmp.Compare(b.number, a.number), a.mtime.Compare(b.mtime))
+		case dates:
+			return cmp.Or(cmp.Compare(a.date, b.date), a.mtime.Compare(b.mtime))
+		}
+		return cmp.Or(a.mtime.Compare(b.mtime), cmp.Compare(b.number, a.number), cmp.Compare(a.name, b.name))
+	})
+}
