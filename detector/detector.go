@@ -40,7 +40,7 @@ type Detector struct {
 	lastReal int64 // last event other than Tick
 
 	nodes slab[node]
-	index map[key]uint32
+	index table
 	hand  uint32 // evict
 	sat   rings[float64]
 	opn   rings[uint32]
@@ -90,7 +90,7 @@ func New(cfg Config) (*Detector, error) {
 	}
 	d := &Detector{
 		cfg:      cfg,
-		index:    make(map[key]uint32),
+		index:    newTable(),
 		byPort:   make(map[uint64]uint32),
 		gen:      1,
 		capacity: cfg.Capacity,

@@ -33,9 +33,12 @@ type Stats struct {
 func (d *Detector) Stats() Stats {
 	s := d.stats
 	s.Held = d.Held()
-	s.KnownGood = len(d.goods.index)
-	s.Memory = int64(d.nodes.used)*nodeCost + int64(d.holders.used)*holderCost + int64(d.goods.slab.used)*goodCost +
-		int64(len(d.sat.owner))*int64(d.sat.stride*8+8) + int64(len(d.opn.owner))*int64(d.opn.stride*4+8)
+	s.KnownGood = d.goods.index.n
+	s.Memory = int64(len(d.nodes.blocks))*slabSize*nodeBytes + d.index.bytes() +
+		int64(len(d.goods.slab.blocks))*slabSize*goodBytes + d.goods.index.bytes() +
+		int64(len(d.holders.blocks))*slabSize*holderBytes + int64(d.holders.used)*48 +
+		int64(len(d.sat.blocks))*ringsPerBlock*int64(d.sat.stride)*8 + int64(len(d.sat.owner))*8 +
+		int64(len(d.opn.blocks))*ringsPerBlock*int64(d.opn.stride)*4 + int64(len(d.opn.owner))*8
 	return s
 }
 
@@ -162,7 +165,7 @@ func (d *Detector) explainRules(list []RuleScore, i uint32) []RuleScore {
 				s.Excluded = max(0, s.Score-c.score)
 				s.Score, s.Threshold, s.Sources = c.score, c.threshold, c.tally.badN
 				if c.score > c.threshold && !over && s.Sources >= rule.MinSources {
-					s.Need = fmt.Sprintf("a few of its members make up most of it: they are judged before it, unless they stay below their own thresholds and it reaches %.3g", c.score/concentrated*fewChildren)
+					s.Need = "a few of its members make up most of it, and are judged before it"
 				} else {
 					s.Need = d.need(&s, rule, over)
 				}

@@ -28,7 +28,7 @@ type good struct {
 
 type goods struct {
 	slab   slab[good]
-	index  map[key]uint32
+	index  table
 	max    int
 	maxAge int64
 	factor float64
@@ -36,19 +36,23 @@ type goods struct {
 }
 
 func (g *goods) init(c KnownGood) {
-	g.index = make(map[key]uint32)
+	g.index = newTable()
 	g.maxAge = int64(c.MaxAge)
 	g.factor = c.Factor
 	g.slab.max = 1 << 30
 }
 
+func (g *goods) find(k key) uint32 {
+	return g.index.get(k, func(i uint32) *key { return &g.slab.at(i).key })
+}
+
 // get is the entry of k, made if need be; then the longest unused of sixteen
 // goes if there are too many.
 func (g *goods) get(k key) *good {
-	if i, ok := g.index[k]; ok {
+	if i := g.find(k); i != 0 {
 		return g.slab.at(i)
 	}
-	if len(g.index) >= g.max {
+	if g.index.n >= g.max {
 		var worst uint32
 		for range min(16, g.slab.used) {
 			g.hand++
@@ -59,11 +63,11 @@ func (g *goods) get(k key) *good {
 				worst = g.hand
 			}
 		}
-		delete(g.index, g.slab.at(worst).key)
+		g.index.delete(g.slab.at(worst).key, worst)
 		g.slab.release(worst)
 	}
 	i := g.slab.alloc()
-	g.index[k] = i
+	g.index.put(k, i)
 	e := g.slab.at(i)
 	e.key = k
 	return e
@@ -101,8 +105,8 @@ func (d *Detector) accepted(ev *Event) {
 // good is what is known of the good address k; nil if nothing, or if it is too
 // long ago.
 func (d *Detector) good(k key) *good {
-	i, ok := d.goods.index[k]
-	if !ok {
+	i := d.goods.find(k)
+	if i == 0 {
 		return nil
 	}
 	if e := d.goods.slab.at(i); d.now-d.offset-e.last <= d.goods.maxAge {
@@ -190,8 +194,8 @@ func (d *Detector) ForgetGood(a netip.Addr) {
 		return
 	}
 	k := keyOf(a)
-	if i, ok := d.goods.index[k]; ok {
-		delete(d.goods.index, k)
+	if i := d.goods.find(k); i != 0 {
+		d.goods.index.delete(k, i)
 		*d.goods.slab.at(i) = good{}
 		d.goods.slab.release(i)
 	}

@@ -18,6 +18,12 @@ import (
 // of that, they are the better explanation: then the prefix needs as many
 // times the threshold, by which time one of them has crossed it alone.
 //
+// When an address is told for the slots that it keeps, the others that keep as
+// large a share now need only half the threshold: what the first one gives
+// back would take the pressure off them, and four of five would stay. For the
+// same reason an address that is on its way to its own verdict does not count
+// for its prefix, which would cross first.
+//
 // When a prefix is told, ten minutes long half the threshold is enough for its
 // neighbours inside the same wider prefixes: an attacker who owns a /48 moves
 // to the next /56.
@@ -33,6 +39,7 @@ const (
 	scarFor      = int64(10 * time.Minute)
 	scarFactor   = 0.5
 	memberShare  = 0.5
+	alongFactor  = 0.5
 	// A known good address that delivered nothing for so long and keeps half
 	// a slot or more through a window as long is not delivering but holding:
 	// a first mail buys no place in a prefix of attackers for ever.
@@ -105,7 +112,9 @@ func (d *Detector) tally(i uint32, r int) tally {
 			if s <= nothing {
 				continue
 			}
-			if e := d.good(n.key); e == nil {
+			if e := d.good(n.key); e == nil && d.onItsWay(n, r) {
+				o.told = s
+			} else if e == nil {
 				o.bad, o.badN = s, 1
 			} else {
 				o.good = s
@@ -125,6 +134,42 @@ func (d *Detector) tally(i uint32, r int) tally {
 	return t
 }
 
+// onItsWay says whether the address n holds so many slots that it will cross a
+// rule on addresses itself, in no more time than rule r has.
+func (d *Detector) onItsWay(n *node, r int) bool {
+	if d.cfg.Rules[r].Metric != Saturation || n.held == 0 {
+		return false
+	}
+	share := float64(n.held) * d.p / float64(d.capacity)
+	return slices.ContainsFunc(d.levels[0].sat, func(q int) bool {
+		own := &d.cfg.Rules[q]
+		return own.Window <= d.cfg.Rules[r].Window && share >= own.Threshold-epsilon && d.applies(q, n.key)
+	})
+}
+
+// along adds to the candidates the addresses that keep as large a share of the
+// slots as one of them, and will have kept it as long in a moment.
+func (d *Detector) along(active []uint32) {
+	first := len(d.cands)
+	for j := range first {
+		r := d.cands[j].rule
+		if slices.ContainsFunc(d.cands[:j], func(c candidate) bool { return c.rule == r }) {
+			continue
+		}
+		rule := &d.cfg.Rules[r]
+		for _, i := range active {
+			n := d.nodes.at(i)
+			if n.cool > d.now || !d.applies(r, n.key) || slices.ContainsFunc(d.cands, func(c candidate) bool { return c.node == i }) {
+				continue
+			}
+			t := d.threshold(n, rule)
+			if s := d.score(i, r); float64(n.held) >= t*float64(d.capacity)-epsilon && s >= alongFactor*t-epsilon {
+				d.cands = append(d.cands, candidate{node: i, rule: r, score: s, threshold: alongFactor * t})
+			}
+		}
+	}
+}
+
 // isStale says whether the known good n only holds slots, see staleAfter.
 func (d *Detector) isStale(n *node, e *good, r int, score float64) bool {
 	rule := &d.cfg.Rules[r]
@@ -141,6 +186,9 @@ func (d *Detector) evaluate() {
 		if d.p > 0 && len(l.sat) > 0 {
 			for _, i := range l.active {
 				d.judge(i, l.sat)
+			}
+			if lv == 0 {
+				d.along(l.active)
 			}
 		}
 		if lv > 0 && len(l.opn) > 0 {

@@ -13,8 +13,6 @@ type key struct {
 	bits   uint8
 }
 
-const mapped4 = 0xffff << 32 // lo of ::ffff:0.0.0.0
-
 func keyOf(a netip.Addr) key {
 	b := a.As16()
 	return key{binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:]), 128}

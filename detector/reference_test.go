@@ -316,7 +316,15 @@ func (r *reference) tally(p netip.Prefix, rule int) refTally {
 			continue
 		}
 		last, good := r.lastAccepted(a)
+		soon := false
+		for q, ru := range r.cfg.Rules {
+			soon = soon || ru.Metric == Saturation && r.cfg.Rules[rule].Metric == Saturation && ru.Window <= r.cfg.Rules[rule].Window &&
+				r.looksAt(q, single(a)) && r.held(single(a)) > 0 &&
+				float64(r.held(single(a)))*r.p/float64(r.cfg.Capacity) >= ru.Threshold-epsilon
+		}
 		switch {
+		case !good && soon:
+			t.told += s
 		case !good:
 			t.bad += s
 			t.badN++
@@ -472,6 +480,20 @@ func (r *reference) evaluate() {
 				}
 			}
 		}
+		if l.single {
+			for _, c := range slices.Clone(cands) {
+				for _, p := range byLevel[l] {
+					if r.cfg.Rules[c.rule].Metric != Saturation || r.silent(p) || r.held(p) == 0 || !r.looksAt(c.rule, p) ||
+						slices.ContainsFunc(cands, func(x refCandidate) bool { return x.prefix == p }) {
+						continue
+					}
+					s, t := r.score(p, c.rule), r.threshold(p.Addr(), c.rule)
+					if float64(r.held(p)) >= t*float64(r.cfg.Capacity)-epsilon && s >= t/2-epsilon {
+						cands = append(cands, refCandidate{prefix: p, rule: c.rule, score: s, threshold: t / 2})
+					}
+				}
+			}
+		}
 		slices.SortStableFunc(cands, func(a, b refCandidate) int { return cmp.Compare(b.score, a.score) })
 		for _, c := range cands {
 			if !r.silent(c.prefix) {
@@ -577,6 +599,19 @@ func byLine(vs []Verdict) {
 	slices.SortFunc(vs, func(a, b Verdict) int { return strings.Compare(line(&a), line(&b)) })
 }
 
+// rename is its own inverse, and keeps prefixes together.
+func rename(a netip.Addr) netip.Addr {
+	if !a.IsValid() {
+		return a
+	}
+	b := a.AsSlice()
+	for i := range b {
+		b[i] ^= byte(0x35 + 0x11*i)
+	}
+	a, _ = netip.AddrFromSlice(b)
+	return a
+}
+
 // Sources of the random streams: few enough to meet again.
 var population = func() (l []netip.Addr) {
 	for _, s := range strings.Fields(`192.0.2.1 192.0.2.2 192.0.2.3 192.0.2.4 192.0.2.5 198.51.100.1 198.51.100.2
@@ -607,6 +642,12 @@ func TestAgainstReference(t *testing.T) {
 			t.Fatal(err)
 		}
 		now := time.Date(2026, 11, 22, 19, 43, 0, rapid.IntRange(0, 999).Draw(t, "ms")*1e6, time.UTC)
+		// The same stream with all addresses renamed, so that those of one
+		// prefix stay together: the same verdicts, in the same order.
+		renamed, err := New(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
 		ref := newReference(cfg, now.UnixNano())
 		enforce := rapid.Bool().Draw(t, "enforce")
 		var open [][2]int // address, port
@@ -650,12 +691,22 @@ func TestAgainstReference(t *testing.T) {
 				bits := rapid.SampledFrom(ref.lengths(ev.Source)).Draw(t, "bits")
 				p, _ := ev.Source.Prefix(bits)
 				d.Forget(p)
+				renamed.Forget(netip.PrefixFrom(rename(p.Addr()), bits))
 				ref.forget(p)
 				continue
 			default:
 				ev.Kind, ev.Source = Tick, netip.Addr{}
 			}
 			got, want := slices.Clone(d.Observe(&ev)), ref.observe(&ev)
+			other := ev
+			other.Source = rename(ev.Source)
+			again := slices.Clone(renamed.Observe(&other))
+			for i := range again {
+				again[i].Source = netip.PrefixFrom(rename(again[i].Source.Addr()), again[i].Source.Bits()).Masked()
+			}
+			if lines(got) != lines(again) {
+				t.Fatalf("%s: got\n%s\nwith other names\n%s", now.Format("15:04:05.000"), lines(got), lines(again))
+			}
 			byLine(got)
 			byLine(want)
 			for i := range max(len(got), len(want)) {
@@ -679,6 +730,7 @@ func TestAgainstReference(t *testing.T) {
 				}
 				if enforce && got[i].KnownGood == 0 {
 					d.Forget(got[i].Source)
+					renamed.Forget(netip.PrefixFrom(rename(got[i].Source.Addr()), got[i].Source.Bits()))
 					ref.forget(got[i].Source)
 				}
 			}
@@ -689,6 +741,7 @@ func TestAgainstReference(t *testing.T) {
 				t.Fatalf("%d held, want %d", d.Held(), h)
 			}
 		}
+		d.check(t)
 		for _, a := range population {
 			for _, bits := range ref.lengths(a) {
 				p, _ := a.Prefix(bits)

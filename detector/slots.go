@@ -189,7 +189,7 @@ func (d *Detector) counted(count, before int, portless bool) {
 	// More are thought open than the server counts: closing lines were
 	// lost, or there are none. The oldest go.
 	slack := 8
-	if portless || d.stats.Closed*4 < d.stats.Opened-uint64(min(d.stats.Opened, uint64(d.young.n))) {
+	if portless || d.stats.Closed*4 <= d.stats.Opened-uint64(min(d.stats.Opened, uint64(d.young.n))) {
 		slack = 0
 	}
 	for excess := d.young.n - count - slack; excess > 0; excess-- {

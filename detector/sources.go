@@ -1,6 +1,9 @@
 package detector
 
-import "slices"
+import (
+	"slices"
+	"unsafe"
+)
 
 // node is one source: an address, or a prefix of a length that some rule
 // looks at. Nodes form trees: an address hangs below its narrowest such
@@ -46,39 +49,46 @@ type level struct {
 	opens bool
 }
 
-// Estimates of what one of each costs, in bytes, with its place in the maps.
+// What one of each costs, in bytes, with its place in the tables at their
+// emptiest, right after they grew (a Go map's for holders is an estimate).
 const (
-	nodeCost   = 152 + 60
-	holderCost = 56 + 30
-	goodCost   = 56 + 50
+	nodeBytes   = int64(unsafe.Sizeof(node{}))
+	holderBytes = int64(unsafe.Sizeof(holder{}))
+	goodBytes   = int64(unsafe.Sizeof(good{}))
+
+	nodeCost   = nodeBytes + 22 + 4
+	holderCost = holderBytes + 48 + 4
+	goodCost   = goodBytes + 22 + 4
 )
 
 // budget divides the memory: fixed shares, so that a flood of one sort (new
 // addresses, say) cannot take what another sort (held slots) needs.
 func (d *Detector) budget() {
 	m := float64(d.cfg.Memory)
-	m -= min(float64(d.cfg.KnownGood.Max)*goodCost, m/3)
-	d.goods.max = max(1, min(d.cfg.KnownGood.Max, int(float64(d.cfg.Memory)/3/goodCost)))
+	m -= min(float64(int64(d.cfg.KnownGood.Max)*goodCost), m/3)
+	d.goods.max = max(1, min(d.cfg.KnownGood.Max, int(d.cfg.Memory/3/goodCost)))
 
 	// Address and up to width-1 prefixes around it.
 	width := max(len(d.chain4), len(d.chain6)) + 1
 	satCost := float64(d.sat.stride*8 + 8)
 	opnCost := float64(d.opn.stride*4 + 8)
-	d.nodes.max = uint32(min(0.45*m/nodeCost, 1<<30))
+	d.nodes.max = uint32(min(0.45*m/float64(nodeCost), 1<<30))
 	d.sat.max = int(min(0.30*m/satCost, 1<<30))
 	d.opn.max = int(min(0.15*m/opnCost, 1<<30))
 	// What is held is never evicted: it must fit into all of these.
-	h := min(0.10*m/holderCost, 0.8*float64(d.sat.max)/float64(width), 0.8*float64(d.nodes.max)/float64(width))
+	h := min(0.10*m/float64(holderCost), 0.8*float64(d.sat.max)/float64(width), 0.8*float64(d.nodes.max)/float64(width))
 	d.holders.max = uint32(h)
 }
 
 // find is the node of k, or 0.
-func (d *Detector) find(k key) uint32 { return d.index[k] }
+func (d *Detector) find(k key) uint32 {
+	return d.index.get(k, func(i uint32) *key { return &d.nodes.at(i).key })
+}
 
 // source is the node of address k, made if need be with the prefixes around
 // it; 0 if there is no room (everything is held by somebody).
 func (d *Detector) source(k key) uint32 {
-	if i, ok := d.index[k]; ok {
+	if i := d.find(k); i != 0 {
 		return i
 	}
 	chain := d.chain6
@@ -89,8 +99,8 @@ func (d *Detector) source(k key) uint32 {
 	for j := len(chain) - 1; j >= 0; j-- { // from wide to narrow
 		lv := chain[j]
 		pk := k.to(d.levels[lv].bits)
-		i, ok := d.index[pk]
-		if !ok {
+		i := d.find(pk)
+		if i == 0 {
 			if i = d.add(pk, lv, parent); i == 0 {
 				return 0
 			}
@@ -110,7 +120,7 @@ func (d *Detector) add(k key, lv uint8, parent uint32) uint32 {
 		}
 	}
 	*d.nodes.at(i) = node{key: k, level: lv, parent: parent, first: d.now, last: d.now, lastT: d.now, lastP: d.integral}
-	d.index[k] = i
+	d.index.put(k, i)
 	if parent != 0 {
 		p := d.nodes.at(parent)
 		if p.child != 0 {
@@ -125,11 +135,11 @@ func (d *Detector) add(k key, lv uint8, parent uint32) uint32 {
 	return i
 }
 
-// evict removes one source that holds nothing: of sixteen, the one with the
+// evict removes one source that holds nothing: of eight, the one with the
 // smallest contribution, and among those without any the one that was quiet
 // for longest. keep stays.
 func (d *Detector) evict(keep uint32) {
-	const sample, most = 16, 4096
+	const sample, most = 8, 4096
 	var best uint32
 	var bestScore float64
 	var bestLast int64
@@ -190,7 +200,7 @@ func (d *Detector) drop(i uint32) {
 	if len(d.hots) > 0 {
 		d.hots = slices.DeleteFunc(d.hots, func(h hot) bool { return h.node == i })
 	}
-	delete(d.index, n.key)
+	d.index.delete(n.key, i)
 	*n = node{}
 	d.nodes.release(i)
 }

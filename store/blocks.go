@@ -151,7 +151,8 @@ func (s *Store) unended(t time.Time, observed bool) (blocks []Block, err error) 
 }
 
 // Sweep takes blocks whose time is over by t out of the way of InForce, and
-// returns how many. Nothing is forgotten.
+// returns how many; on an error too, for it works in steps. Nothing is
+// forgotten.
 func (s *Store) Sweep(t time.Time) (n int, err error) {
 	now := appendTime(nil, t)
 	var over [][]byte
@@ -166,33 +167,39 @@ func (s *Store) Sweep(t time.Time) (n int, err error) {
 	if err != nil || len(over) == 0 {
 		return 0, err
 	}
-	err = s.update(func(tx *bbolt.Tx) error {
-		n = 0
-		unended, ended := tx.Bucket(bucketUnended), tx.Bucket(bucketEnded)
-		for _, k := range over {
-			v := unended.Get(k)
-			if len(v) != timeLen+1 || bytes.Compare(v[:timeLen], now) > 0 {
-				continue // changed since
+	for keys := range slices.Chunk(over, sweepStep) {
+		step := 0
+		err := s.update(func(tx *bbolt.Tx) error {
+			unended, ended := tx.Bucket(bucketUnended), tx.Bucket(bucketEnded)
+			for _, k := range keys {
+				v := unended.Get(k)
+				if len(v) != timeLen+1 || bytes.Compare(v[:timeLen], now) > 0 {
+					continue // changed since
+				}
+				if err := ended.Put(slices.Concat(v[:timeLen], k), nil); err != nil {
+					return err
+				}
+				if err := unended.Delete(k); err != nil {
+					return err
+				}
+				step++
 			}
-			if err := ended.Put(slices.Concat(v[:timeLen], k), nil); err != nil {
-				return err
-			}
-			if err := unended.Delete(k); err != nil {
-				return err
-			}
-			n++
+			return nil
+		})
+		if err != nil {
+			return n, fmt.Errorf("sweeping the store: %w", err)
 		}
-		return nil
-	})
-	if err != nil {
-		return 0, fmt.Errorf("sweeping the store: %w", err)
+		n += step
 	}
 	return n, nil
 }
 
-// pruneStep is how many blocks Prune forgets in one transaction, so that a
-// block to be added never waits for long.
-const pruneStep = 2000
+// How many blocks Sweep and Prune work on in one transaction, so that a block
+// to be added never waits for long.
+const (
+	sweepStep = 10_000
+	pruneStep = 2000
+)
 
 // Prune forgets the blocks that ended before a time, and with them the
 // offences that they were. It returns how many; on an error too, for it works

@@ -14,6 +14,7 @@ import (
 
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
 )
 
 var (
@@ -107,7 +108,7 @@ func Open(path string, o Options) (*Store, error) {
 		return nil, fmt.Errorf("opening the store %s: %w", path, err)
 	}
 	if err := s.migrate(o.ReadOnly); err != nil {
-		_ = s.db.Close()
+		_ = s.Close()
 		return nil, fmt.Errorf("opening the store %s: %w", path, err)
 	}
 	return s, nil
@@ -130,7 +131,7 @@ func create(path string) (err error) {
 	if err := s.open(Options{}); err != nil {
 		return err
 	}
-	if err := errors.Join(s.migrate(false), s.db.Close()); err != nil {
+	if err := errors.Join(s.migrate(false), s.Close()); err != nil {
 		return err
 	}
 	if err := os.Link(f.Name(), path); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -156,8 +157,15 @@ func (s *Store) open(o Options) (err error) {
 	}
 	var f *os.File
 	defer func() {
-		// bbolt panics on some damage and leaves its file open and locked.
-		if err != nil && f != nil {
+		if err == nil {
+			return
+		}
+		if s.db != nil {
+			_ = s.Close()
+		} else if f != nil {
+			// bbolt panics on some damage and leaves its file open. What it
+			// has mapped of it would keep the lock even after a close.
+			_ = unix.Flock(int(f.Fd()), unix.LOCK_UN)
 			_ = f.Close()
 		}
 	}()
@@ -353,7 +361,10 @@ func (s *Store) Check() error {
 
 // Close waits for the transactions under way and closes the file. Closing a
 // second time does nothing.
-func (s *Store) Close() error { return s.db.Close() }
+func (s *Store) Close() (err error) {
+	defer recovered(&err)
+	return s.db.Close()
+}
 
 // faults gathers errors, the first few in full.
 type faults struct {

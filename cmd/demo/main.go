@@ -56,6 +56,7 @@ func main() {
 	err = tell(ctx, out, program, *mta, noNamespaces)
 	switch {
 	case err == nil:
+		out.now(plain, "that was it; everything is taken away again")
 		return
 	case errors.Is(ctx.Err(), context.Canceled):
 		fmt.Fprintln(os.Stderr, "\ndemo: interrupted; everything is cleaned up")

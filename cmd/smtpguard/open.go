@@ -31,9 +31,13 @@ func (e *env) policy(c *cli.Context) (*policy.Policy, error) {
 	var p *policy.Policy
 	var err error
 	if path == "" {
-		if p, err = policy.Load(defaultPolicy); errors.Is(err, fs.ErrNotExist) {
-			p, err = policy.Default(), nil
+		path = defaultPolicy
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			path = ""
 		}
+	}
+	if path == "" {
+		p = policy.Default()
 	} else {
 		p, err = policy.Load(path)
 	}
@@ -121,7 +125,6 @@ func hint(err error) string {
 	var h *hinted
 	var r *guard.Refusal
 	var cov *guard.CoveredError
-	var perr policy.Error
 	switch {
 	case errors.As(err, &h):
 		return h.hint
@@ -143,8 +146,6 @@ func hint(err error) string {
 		return "run as root, or with CAP_NET_ADMIN; `mode: observe` needs neither"
 	case errors.Is(err, fs.ErrPermission):
 		return "run as root, or as a user who may open that file"
-	case errors.As(err, &perr):
-		return perr.Hint
 	}
 	return ""
 }

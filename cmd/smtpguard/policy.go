@@ -44,7 +44,7 @@ func (e *env) policyCheck(c *cli.Context) error {
 	}
 	p, err := policy.Load(path)
 	var faults policy.Errors
-	if errors.As(err, &faults) {
+	if errors.As(err, &faults) && len(faults) > 0 && faults[0].Line > 0 {
 		for _, f := range faults {
 			if c.Bool("json") {
 				if err := e.json(map[string]any{"file": f.File, "line": f.Line, "column": f.Column, "error": f.Msg, "hint": f.Hint}); err != nil {
@@ -52,10 +52,7 @@ func (e *env) policyCheck(c *cli.Context) error {
 				}
 				continue
 			}
-			fmt.Fprintln(e.stdout, f.Error())
-			if f.Hint != "" {
-				fmt.Fprintln(e.stdout, "    hint:", f.Hint)
-			}
+			fmt.Fprintln(e.stdout, f)
 		}
 		return fmt.Errorf("%s has %s", path, count(len(faults), "fault", "faults"))
 	}

@@ -136,8 +136,11 @@ func (e *env) run(c *cli.Context) (err error) {
 		log.Warn("mode is observe: everything is decided and recorded, nothing is blocked")
 	}
 	if mtaErr == nil && !mta.SmtpConnection {
-		log.Warn("Exim's log_selector lacks smtp_connection: the socket table alone shows who holds slots",
-			"hint", "add +smtp_connection +incoming_port to log_selector")
+		what := "Exim's log_selector lacks smtp_connection: the socket table alone shows who holds slots"
+		if o.Sockets == nil {
+			what = "Exim's log_selector lacks smtp_connection and confirm is off: nothing shows who holds slots"
+		}
+		log.Warn(what, "hint", "add +smtp_connection +incoming_port to log_selector")
 	}
 
 	ctx, cancel := context.WithCancel(c.Context)
@@ -237,8 +240,8 @@ func findLogs(p *policy.Policy, mta exim.Config, mtaErr error) ([]string, error)
 // zoneOf is the zone of timestamps that state none: Exim's own setting, else
 // this machine's.
 func zoneOf(mta exim.Config, err error) *time.Location {
-	if err == nil && mta.Timezone != "" {
-		if loc, err := time.LoadLocation(mta.Timezone); err == nil {
+	if err == nil {
+		if loc, err := mta.Location(); err == nil {
 			return loc
 		}
 	}

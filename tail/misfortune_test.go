@@ -1,8 +1,10 @@
 package tail
 
 import (
+	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -70,16 +72,31 @@ func TestBackpressure(t *testing.T) {
 		must(t, os.Rename(log, log+".1"))
 	}
 	appendTo(t, log, numbered(n)+"\n")
-	hold <- struct{}{}
-	g.mu.Lock()
-	behind := g.last.Behind
-	g.mu.Unlock()
-	if behind < 1<<10 {
-		t.Errorf("Behind is %d bytes after a read of %d with megabytes to come", behind, readSize)
-	}
 	close(hold)
 	g.wantAll(n + 1)
 	g.wantCaughtUp()
+}
+
+func TestBehind(t *testing.T) {
+	log := logIn(t)
+	appendTo(t, log, strings.Repeat(strings.Repeat("x", 99)+"\n", 3*readSize/100)+"half")
+	fi, err := os.Stat(log)
+	must(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	var behind []int64
+	must(t, Follow(ctx, log, Position{}, Options{}, func(b Batch) error {
+		behind = append(behind, b.Behind)
+		if b.CaughtUp != (b.Behind == 0) {
+			t.Errorf("CaughtUp is %v with %d bytes to come", b.CaughtUp, b.Behind)
+		}
+		if b.CaughtUp {
+			cancel()
+		}
+		return nil
+	}))
+	if want := []int64{fi.Size() - readSize, fi.Size() - 2*readSize, 0}; !slices.Equal(behind, want) {
+		t.Errorf("Behind: %v, want %v", behind, want)
+	}
 }
 
 // A log that is moved back under its name is not read twice.
