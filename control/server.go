@@ -106,19 +106,8 @@ type peer struct{}
 // Serve answers on l until ctx ends; it closes l. Only root, the daemon's own
 // user, and members of the socket's group (who alone can open it) are served.
 func Serve(ctx context.Context, l net.Listener, g Guard, log *slog.Logger) error {
-	s := &server{guard: g, log: log}
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+pathStatus, s.status)
-	mux.HandleFunc("GET "+pathBlocks, s.blocks)
-	mux.HandleFunc("GET "+pathHistory, s.history)
-	mux.HandleFunc("GET "+pathExplain, s.explain)
-	mux.HandleFunc("GET "+pathAllowed, s.allowed)
-	mux.HandleFunc("POST "+pathBlock, s.block)
-	mux.HandleFunc("POST "+pathUnblock, s.unblock)
-	mux.HandleFunc("POST "+pathAllow, s.allow)
-	mux.HandleFunc("POST "+pathForget, s.disallow)
 	srv := &http.Server{
-		Handler:           http.MaxBytesHandler(mux, maxRequest),
+		Handler:           handler(g),
 		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 2 * deadline, IdleTimeout: 30 * time.Second,
 		MaxHeaderBytes: 16 << 10,
 		ErrorLog:       slog.NewLogLogger(log.Handler(), slog.LevelDebug),
@@ -143,6 +132,22 @@ func Serve(ctx context.Context, l net.Listener, g Guard, log *slog.Logger) error
 		return nil
 	}
 	return err
+}
+
+// handler answers the requests.
+func handler(g Guard) http.Handler {
+	s := &server{guard: g}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+pathStatus, s.status)
+	mux.HandleFunc("GET "+pathBlocks, s.blocks)
+	mux.HandleFunc("GET "+pathHistory, s.history)
+	mux.HandleFunc("GET "+pathExplain, s.explain)
+	mux.HandleFunc("GET "+pathAllowed, s.allowed)
+	mux.HandleFunc("POST "+pathBlock, s.block)
+	mux.HandleFunc("POST "+pathUnblock, s.unblock)
+	mux.HandleFunc("POST "+pathAllow, s.allow)
+	mux.HandleFunc("POST "+pathForget, s.disallow)
+	return http.MaxBytesHandler(mux, maxRequest)
 }
 
 // who names the user at the other end as "NAME (uid N)".
@@ -171,10 +176,7 @@ func Operator(uid int) string {
 	return fmt.Sprintf("%s (uid %d)", name, uid)
 }
 
-type server struct {
-	guard Guard
-	log   *slog.Logger
-}
+type server struct{ guard Guard }
 
 func (s *server) status(w http.ResponseWriter, r *http.Request) {
 	v, err := s.guard.Status(r.Context())

@@ -185,8 +185,9 @@ func (g *Guard) History(ctx context.Context, p netip.Prefix) (list []BlockInfo, 
 	doErr := g.do(ctx, func(ctx context.Context) {
 		now := time.Now()
 		var past []store.Block
-		if past, err = g.o.Store.History(p.Masked(), now.Add(-g.policy.Block.Forget), 100); err != nil {
-			return
+		past, err = g.o.Store.History(p.Masked(), now.Add(-g.policy.Block.Forget), 100)
+		if !g.unreadable("blocks", err) {
+			err = nil
 		}
 		installed := g.installed(ctx)
 		for _, b := range past {
@@ -238,10 +239,12 @@ func (g *Guard) Disallow(ctx context.Context, p netip.Prefix) (found bool, err e
 	return found, err
 }
 
-func (g *Guard) reloadAllow() (err error) {
-	if g.allowed, err = g.o.Store.AllowList(); err != nil {
+func (g *Guard) reloadAllow() error {
+	list, err := g.o.Store.AllowList()
+	if g.unreadable("the allowlist", err) {
 		return err
 	}
+	g.allowed = list
 	g.rebuildAllow()
 	return nil
 }

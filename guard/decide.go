@@ -137,7 +137,7 @@ func (g *Guard) enact(ctx context.Context, good []decided, now time.Time) {
 		}
 		made = append(made, &store.Block{
 			Prefix: v.Source, Verdict: &v, Reason: v.Sentence(), Offence: offence,
-			Since: now, Until: now.Add(g.gate.block.Duration(offence)).Truncate(time.Second), By: "smtpguard", Observed: !g.enforce,
+			Since: now, Until: now.Add(g.gate.block.Duration(offence)).Truncate(time.Second), By: store.Self, Observed: !g.enforce,
 		})
 		since = append(since, d.since)
 	}

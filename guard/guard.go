@@ -143,7 +143,7 @@ func New(ctx context.Context, o Options) (*Guard, error) {
 	}
 	g.det = det
 	g.gate.block = o.Policy.Block
-	if g.allowed, err = o.Store.AllowList(); err != nil {
+	if g.allowed, err = o.Store.AllowList(); g.unreadable("the allowlist", err) {
 		return nil, fmt.Errorf("reading the allowlist: %w", err)
 	}
 	if err := g.refreshSelf(ctx); err != nil {
@@ -152,11 +152,11 @@ func New(ctx context.Context, o Options) (*Guard, error) {
 	if err := o.Store.Good(func(s store.Good) bool {
 		g.det.LearnGood(s.Addr, s.First, s.Last, s.Messages)
 		return true
-	}); err != nil {
+	}); g.unreadable("known good senders", err) {
 		return nil, fmt.Errorf("reading known good senders: %w", err)
 	}
 	active, err := o.Store.Active(time.Now())
-	if err != nil {
+	if g.unreadable("blocks", err) {
 		return nil, fmt.Errorf("reading blocks: %w", err)
 	}
 	for _, b := range active {
@@ -175,6 +175,16 @@ func New(ctx context.Context, o Options) (*Guard, error) {
 		return nil, errors.Join(fmt.Errorf("firewall %s: %w", g.fw.Name(), err), g.fw.Close(ctx, false))
 	}
 	return g, nil
+}
+
+// unreadable reports whether an error of the store is one to give up at. A
+// single value that cannot be read is not: it is told, and the others count.
+func (g *Guard) unreadable(what string, err error) bool {
+	if errors.Is(err, store.ErrBadValue) {
+		g.fault("reading "+what+" from the store in part", err)
+		return false
+	}
+	return err != nil
 }
 
 // Close lets go of the packet filter. Blocks stay in force until their time

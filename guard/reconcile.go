@@ -84,7 +84,7 @@ func (g *Guard) liftAllowed(ctx context.Context) []store.Block {
 	var out []store.Block
 	for _, b := range g.blocks.all() {
 		if r := g.gate.passes(b.Prefix); r != nil {
-			b.LiftedBy = "smtpguard: " + r.Why
+			b.LiftedBy = store.Self + ": " + r.Why
 			out = append(out, b)
 		}
 	}

@@ -116,7 +116,7 @@ func (r *Replay) decide(v detector.Verdict) {
 	offence := len(past) + 1
 	r.offences[v.Source] = append(past, v.Time)
 	b := store.Block{Prefix: v.Source, Verdict: &v, Reason: v.Sentence(), Offence: offence,
-		Since: v.Time, Until: v.Time.Add(r.gate.block.Duration(offence)), By: "smtpguard"}
+		Since: v.Time, Until: v.Time.Add(r.gate.block.Duration(offence)), By: store.Self}
 	r.made++
 	r.blocks.put(b)
 	if r.nextEnd.IsZero() || b.Until.Before(r.nextEnd) {

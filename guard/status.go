@@ -310,8 +310,9 @@ func (g *Guard) Explain(ctx context.Context, p netip.Prefix) (e Explanation, err
 			e.Blocked = &i
 		}
 		var past []store.Block
-		if past, err = g.o.Store.History(p, now.Add(-g.policy.Block.Forget), 20); err != nil {
-			return
+		past, err = g.o.Store.History(p, now.Add(-g.policy.Block.Forget), 20)
+		if !g.unreadable("blocks", err) {
+			err = nil
 		}
 		for _, b := range past {
 			if e.Blocked == nil || b.ID != e.Blocked.ID {

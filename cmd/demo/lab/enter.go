@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"syscall"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -47,12 +48,24 @@ func Enter() error {
 	Serve()
 	if os.Getenv(roleEnv) == "inner" {
 		os.Unsetenv(roleEnv)
-		return canUnshare()
+		return errors.Join(loopbackUp(), canUnshare())
 	}
 	if os.Geteuid() == 0 {
 		return canUnshare()
 	}
 	return enterUserNamespace()
+}
+
+// loopbackUp makes 127.0.0.1 work in a new network namespace.
+func loopbackUp() error {
+	lo, err := netlink.LinkByName("lo")
+	if err == nil {
+		err = netlink.LinkSetUp(lo)
+	}
+	if err != nil {
+		return fmt.Errorf("bringing up the loopback: %w", err)
+	}
+	return nil
 }
 
 // canUnshare tries on a thread of its own, which ends with it.
@@ -119,9 +132,11 @@ func probeUserNamespace() error {
 	return nil
 }
 
+// userNamespace has a network namespace with it: a thread that has looked
+// into another one must be allowed back into the process's own.
 func userNamespace() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{
-		Cloneflags:  syscall.CLONE_NEWUSER,
+		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
 		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}},
 		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}},
 		Pdeathsig:   syscall.SIGKILL,

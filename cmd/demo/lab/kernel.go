@@ -2,6 +2,7 @@ package lab
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -62,18 +63,33 @@ type Blocked struct {
 // Blocked reads from the kernel what smtpguard's table in the server's
 // network holds, in the order of the prefixes. It does not use the firewall
 // package, which is what it checks.
-func (w *World) Blocked() ([]Blocked, error) {
+func (w *World) Blocked() (list []Blocked, err error) {
 	if w.loopback {
 		return nil, nil
 	}
+	for range 5 {
+		// A table that is replaced while it is read gives ENOENT.
+		if list, err = w.blocked(); !errors.Is(err, unix.ENOENT) {
+			break
+		}
+	}
+	return list, err
+}
+
+func (w *World) blocked() ([]Blocked, error) {
 	c, err := nftables.New(nftables.WithNetNSFd(w.server.fd))
 	if err != nil {
 		return nil, fmt.Errorf("reading the kernel's nftables: %w", err)
 	}
-	table, err := c.ListTableOfFamily("smtpguard", nftables.TableFamilyINet)
-	if err != nil || table == nil {
-		return nil, nil // no such table: nothing is blocked
+	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return nil, fmt.Errorf("reading the kernel's nftables: %w", err)
 	}
+	i := slices.IndexFunc(tables, func(t *nftables.Table) bool { return t.Name == "smtpguard" })
+	if i < 0 {
+		return nil, nil // nothing is blocked
+	}
+	table := tables[i]
 	sets, err := c.GetSets(table)
 	if err != nil {
 		return nil, fmt.Errorf("reading the sets of table inet smtpguard: %w", err)

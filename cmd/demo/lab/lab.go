@@ -259,11 +259,7 @@ func join(server, attackers *space) error {
 
 // addresses brings up the loopback and the cable's end with two addresses.
 func addresses(plug string, v4, v6 netip.Addr) error {
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		return err
-	}
-	if err := netlink.LinkSetUp(lo); err != nil {
+	if err := loopbackUp(); err != nil {
 		return err
 	}
 	link, err := netlink.LinkByName(plug)

@@ -1,0 +1,320 @@
+package abuse
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/smtpguard/smtpguard/detector"
+)
+
+// Block is a block that came into force, or would have in observe mode, as
+// far as a report is concerned.
+type Block struct {
+	// ID rises with every block; Take ignores those it has seen.
+	ID      uint64
+	Prefix  netip.Prefix
+	Verdict *detector.Verdict // nil: by hand; such a block makes no case
+	Since   time.Time
+	Until   time.Time
+	// Lifted is when it ended before its time, zero if it did not. Pardoned:
+	// an operator lifted it, so it should not have been, and is not reported.
+	Lifted   time.Time
+	Pardoned bool
+	// Observed: nothing was dropped.
+	Observed bool
+}
+
+// Kind is the kind of attack of a case.
+type Kind string
+
+// Flood is a flood of connections, be it many in a short time or a few that
+// are never given back.
+const Flood Kind = "flood"
+
+// State is where a case stands.
+type State string
+
+const (
+	Gathering    State = "gathering"    // below the threshold, or still settling
+	Held         State = "held"         // a draft is due, but a cap or a fault stands against it: see Case.Why
+	Drafted      State = "draft"        // a person may read, edit and approve it
+	Approved     State = "approved"     // it goes out as soon as the caps let it
+	Queued       State = "queued"       // it is being handed to the mail server right now
+	Sent         State = "sent"         // the mail server has taken it
+	Doubtful     State = "doubtful"     // smtpguard was interrupted while handing it over: it may have been sent, or not
+	Delivered    State = "delivered"    // a delivery notice came
+	Deferred     State = "deferred"     // a notice of delay came
+	Bounced      State = "bounced"      // it could not be delivered
+	Acknowledged State = "acknowledged" // the desk gave a ticket
+	Answered     State = "answered"     // somebody replied
+	Closed       State = "closed"       // done
+	Withdrawn    State = "withdrawn"    // not to be sent
+)
+
+// out reports whether the last mail of a case in this state has left, or may
+// have.
+func (s State) out() bool {
+	switch s {
+	case Queued, Sent, Doubtful, Delivered, Deferred, Bounced, Acknowledged, Answered:
+		return true
+	}
+	return false
+}
+
+// over reports whether nothing more happens by itself.
+func (s State) over() bool { return s == Closed || s == Withdrawn }
+
+// Transition is one step of a case.
+type Transition struct {
+	Time time.Time `json:"time"`
+	From State     `json:"from,omitempty"`
+	To   State     `json:"to"`
+	By   string    `json:"by"`
+	Note string    `json:"note,omitempty"`
+}
+
+// Ref is what a case remembers of a block.
+type Ref struct {
+	ID       uint64            `json:"id"`
+	Prefix   netip.Prefix      `json:"prefix"`
+	Verdict  *detector.Verdict `json:"verdict,omitempty"`
+	Since    time.Time         `json:"since"`
+	Until    time.Time         `json:"until"`
+	Lifted   time.Time         `json:"lifted,omitzero"`
+	Pardoned bool              `json:"pardoned,omitempty"`
+	Observed bool              `json:"observed,omitempty"`
+}
+
+// end is when the block ended or will end.
+func (r Ref) end() time.Time {
+	if !r.Lifted.IsZero() {
+		return r.Lifted
+	}
+	return r.Until
+}
+
+// Case is what a report is about: origin AS, announced prefix and kind, over
+// all blocks that belong to it.
+type Case struct {
+	ID string `json:"id"` // SG-20261122-7F3A9C
+	// Token is a secret in the return path, by which bounces are known.
+	Token string `json:"token"`
+	Kind  Kind   `json:"kind"`
+	// AS is the origin, 0 if it is not known. Network is the announced prefix
+	// or, before a lookup, what the database says, else a /24 or /48.
+	AS      uint32       `json:"as,omitempty"`
+	Network netip.Prefix `json:"network"`
+	// Certain: Network and AS were looked up, not assumed.
+	Certain bool `json:"certain,omitempty"`
+
+	Opened     time.Time `json:"opened"`
+	FirstBlock time.Time `json:"first_block"`
+	LastBlock  time.Time `json:"last_block"`
+	// LastID is the highest Block.ID taken. Blocks are at most maxRefs; all
+	// are counted in BlockCount.
+	LastID     uint64 `json:"last_id"`
+	Blocks     []Ref  `json:"blocks"`
+	BlockCount int    `json:"block_count"`
+	// Connections and Held are what the verdicts say, for the threshold.
+	Connections int `json:"connections"`
+	Held        int `json:"held"`
+
+	State State `json:"state"`
+	// Why explains Held and Doubtful, and what last went wrong.
+	Why     string       `json:"why,omitempty"`
+	History []Transition `json:"history"`
+	// Mails are the report and its follow-ups, oldest first.
+	Mails []Mail `json:"mails,omitempty"`
+	// Ticket is the desk's number; Notes are what replies and bounces said.
+	Ticket string   `json:"ticket,omitempty"`
+	Notes  []string `json:"notes,omitempty"`
+	// MergedInto is set where a lookup showed that another case has the same
+	// network.
+	MergedInto string `json:"merged_into,omitempty"`
+}
+
+// Mail is one report.
+type Mail struct {
+	// MessageID is fixed when the draft is first made, without < and >.
+	MessageID string `json:"message_id"`
+	ReportID  string `json:"report_id"` // UUID version 4
+	// InReplyTo and References thread a follow-up.
+	InReplyTo  string   `json:"in_reply_to,omitempty"`
+	References []string `json:"references,omitempty"`
+
+	From    string  `json:"from"`
+	To      Contact `json:"to,omitzero"`
+	Cc      Contact `json:"cc,omitzero"`
+	Others  []Contact `json:"others,omitempty"` // further contacts, best first
+	Subject string  `json:"subject"`
+	Format  Format  `json:"format"`
+	Return  string  `json:"return_path"`
+	// Origin says who announces the network, and from where we know.
+	Origin Origin `json:"origin"`
+	// Facts are the numbers that the text, the CSV and the XARF share.
+	Facts Facts `json:"facts"`
+	// Warnings are for the person who approves; they are not in the mail.
+	Warnings []string `json:"warnings,omitempty"`
+	// Desk are addresses of the recipients' own mail servers that we block.
+	Desk []netip.Addr `json:"desk_blocked,omitempty"`
+	// Without says why there is no XARF part; empty if there is one.
+	Without string `json:"without_xarf,omitempty"`
+	// Edited: the text is a person's.
+	Edited   string    `json:"edited_by,omitempty"`
+	Made     time.Time `json:"made"`
+	LastID   uint64    `json:"last_id"` // the newest block that it tells of
+	Digest   string    `json:"digest"`  // sha256 of the message, hex
+	Size     int       `json:"size"`
+	Archive  Archive   `json:"archive,omitzero"`
+	Approved string    `json:"approved_by,omitempty"`
+	SentAt   time.Time `json:"sent_at,omitzero"`
+	// Attempts are the handovers, each written down before it begins.
+	Attempts []Attempt `json:"attempts,omitempty"`
+}
+
+// Attempt is one handover of a mail to the mail server.
+type Attempt struct {
+	Begun time.Time `json:"begun"`
+	Ended time.Time `json:"ended,omitzero"`
+	Rcpt  []string  `json:"rcpt"`
+	// Result is empty while it is under way, and after a crash.
+	Result string `json:"result,omitempty"`
+	Trial  bool   `json:"trial,omitempty"` // redirected by a person; not the real one
+}
+
+// Archive is the full evidence, kept as a file.
+type Archive struct {
+	File   string `json:"file"` // gzip; name inside Config.Dir
+	Lines  int    `json:"lines"`
+	Bytes  int64  `json:"bytes"` // before compression
+	SHA256 string `json:"sha256"` // of the lines before compression, hex
+	Cut    bool   `json:"cut,omitempty"` // there was more than an archive may hold
+}
+
+// Bounds of what a case remembers, against floods that never end.
+const (
+	maxRefs    = 500
+	maxHistory = 200
+	maxNotes   = 50
+	maxCases   = 10_000
+)
+
+// mail returns the newest mail, nil if there is none.
+func (c *Case) mail() *Mail {
+	if len(c.Mails) == 0 {
+		return nil
+	}
+	return &c.Mails[len(c.Mails)-1]
+}
+
+// move notes a transition.
+func (c *Case) move(to State, by, note string, now time.Time) {
+	t := Transition{Time: now, From: c.State, To: to, By: by, Note: clean(note, 500)}
+	c.State = to
+	c.History = append(c.History, t)
+	if len(c.History) > maxHistory { // the beginning is kept
+		c.History = slices.Delete(c.History, maxHistory/2, maxHistory/2+1)
+	}
+}
+
+func (c *Case) note(s string) {
+	c.Notes = append(c.Notes, clean(s, 500))
+	if len(c.Notes) > maxNotes {
+		c.Notes = slices.Delete(c.Notes, 0, 1)
+	}
+}
+
+// take adds a block. It reports whether it was new.
+func (c *Case) take(b Block) bool {
+	if b.ID <= c.LastID && b.ID != 0 {
+		return false
+	}
+	c.LastID = max(c.LastID, b.ID)
+	c.BlockCount++
+	if c.FirstBlock.IsZero() || b.Since.Before(c.FirstBlock) {
+		c.FirstBlock = b.Since
+	}
+	if b.Since.After(c.LastBlock) {
+		c.LastBlock = b.Since
+	}
+	if v := b.Verdict; v != nil {
+		c.Connections += v.Opens + v.Refused
+		c.Held = max(c.Held, v.Held)
+	}
+	if len(c.Blocks) >= maxRefs {
+		c.Blocks = slices.Delete(c.Blocks, maxRefs/2, maxRefs/2+1)
+	}
+	c.Blocks = append(c.Blocks, Ref{ID: b.ID, Prefix: b.Prefix, Verdict: b.Verdict, Since: b.Since, Until: b.Until,
+		Lifted: b.Lifted, Pardoned: b.Pardoned, Observed: b.Observed})
+	return true
+}
+
+// live are the blocks that an operator did not take back.
+func (c *Case) live() []Ref {
+	return slices.DeleteFunc(slices.Clone(c.Blocks), func(r Ref) bool { return r.Pardoned })
+}
+
+// prefixes are the blocked prefixes without those inside others, sorted.
+func (c *Case) prefixes() []netip.Prefix {
+	var all []netip.Prefix
+	for _, r := range c.live() {
+		all = append(all, r.Prefix.Masked())
+	}
+	slices.SortFunc(all, func(a, b netip.Prefix) int {
+		if a.Bits() != b.Bits() {
+			return a.Bits() - b.Bits()
+		}
+		return a.Addr().Compare(b.Addr())
+	})
+	var outer []netip.Prefix
+	for _, p := range all {
+		if !slices.ContainsFunc(outer, func(o netip.Prefix) bool { return o.Overlaps(p) }) {
+			outer = append(outer, p)
+		}
+	}
+	slices.SortFunc(outer, netip.Prefix.Compare)
+	return outer
+}
+
+// clone is a deep copy.
+func (c *Case) clone() *Case {
+	b, err := json.Marshal(c)
+	if err != nil {
+		panic(fmt.Sprintf("abuse: a case that is no JSON: %v", err)) // not reached: it was written as JSON before
+	}
+	var d Case
+	if err := json.Unmarshal(b, &d); err != nil {
+		panic(fmt.Sprintf("abuse: a case that is no JSON: %v", err))
+	}
+	return &d
+}
+
+// provisional is the network that a source is counted to before anybody was
+// asked.
+func provisional(p netip.Prefix) netip.Prefix {
+	bits := 24
+	if p.Addr().Is6() {
+		bits = 48
+	}
+	if p.Bits() < bits {
+		return p.Masked()
+	}
+	return netip.PrefixFrom(p.Addr(), bits).Masked()
+}
+
+// common is the narrowest prefix around all of ps, which are of one family.
+func common(ps []netip.Prefix) netip.Prefix {
+	if len(ps) == 0 {
+		return netip.Prefix{}
+	}
+	c := ps[0].Masked()
+	for _, p := range ps[1:] {
+		for c.Bits() > 0 && (!c.Contains(p.Addr()) || p.Bits() < c.Bits()) {
+			c = netip.PrefixFrom(c.Addr(), c.Bits()-1).Masked()
+		}
+	}
+	return c
+}
