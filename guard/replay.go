@@ -25,6 +25,7 @@ type Replay struct {
 	nextEnd   time.Time // when the first of blocks runs out, zero if none
 	offences  map[netip.Prefix][]time.Time
 	told      map[netip.Prefix]time.Time
+	sources   distinct
 	prevented uint64
 	made      int
 	spared    int
@@ -56,8 +57,15 @@ func (r *Replay) Prevented() uint64 { return r.prevented }
 func (r *Replay) Blocks() int       { return r.made }
 func (r *Replay) Spared() int       { return r.spared }
 
+// Sources is the number of distinct addresses that opened connections or were
+// refused; within one per cent where there were more than ten thousand.
+func (r *Replay) Sources() int { return r.sources.count() }
+
 // Observe takes the next event. It may change ev.
 func (r *Replay) Observe(ev *detector.Event) {
+	if ev.Kind == detector.Opened || ev.Kind == detector.Refused {
+		r.sources.add(ev.Source)
+	}
 	if r.blocks.len() > 0 {
 		if !ev.Time.IsZero() && !ev.Time.Before(r.nextEnd) {
 			r.blocks.expire(ev.Time)

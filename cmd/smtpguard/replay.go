@@ -5,12 +5,13 @@ import (
 	"bytes"
 	"cmp"
 	"compress/bzip2"
-	"errors"
+	"context"
 	"fmt"
 	"io"
 	"math"
 	"os"
 	"slices"
+	"sync/atomic"
 	"text/tabwriter"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
 	"github.com/urfave/cli/v2"
+	"golang.org/x/term"
 
 	"github.com/smtpguard/smtpguard/detector"
 	"github.com/smtpguard/smtpguard/detector/exim"
@@ -147,15 +149,17 @@ func (e *env) replay(c *cli.Context) error {
 	}
 	sum := replaySummary{Type: "summary"}
 	parser := exim.New(loc)
+	bar := newProgress(e.stderr, files)
+	defer func() { bar.show(sum.Lines, true) }()
 	for _, f := range files {
 		parser.SetReference(f.modified)
-		if err := replayLog(c, f, parser, r, &sum); err != nil {
+		if err := replayLog(c.Context, f, parser, r, &sum, func() { bar.show(sum.Lines, false) }); err != nil {
 			return fmt.Errorf("reading %s: %w", f.name, err)
 		}
 	}
 	st := r.Detector.Stats()
 	sum.Opened, sum.Closed, sum.Refused, sum.Accepted = st.Opened, st.Closed, st.Refused, st.Accepted
-	sum.Sources, sum.PeakCount, sum.SaturatedSeconds = st.Sources, st.PeakCount, round(st.Saturated.Seconds())
+	sum.Sources, sum.PeakCount, sum.SaturatedSeconds = r.Sources(), st.PeakCount, round(st.Saturated.Seconds())
 	sum.Capacity, sum.CapacityFrom = r.Detector.Capacity()
 	if c.IsSet("capacity") {
 		sum.CapacityFrom = "--capacity"
@@ -174,57 +178,32 @@ func (e *env) replay(c *cli.Context) error {
 
 func round(f float64) float64 { return math.Round(f*1e4) / 1e4 }
 
-// maxLine is the longest line that is parsed whole. Exim's own are cut at
-// 8,192 bytes (log.c, LOG_BUFFER_SIZE).
-const maxLine = 64 << 10
-
-func replayLog(c *cli.Context, f *logFile, parser *exim.Parser, r *guard.Replay, sum *replaySummary) error {
-	br := bufio.NewReaderSize(f, maxLine)
-	var ev detector.Event
-	for {
-		text, err := br.ReadSlice('\n')
-		if errors.Is(err, bufio.ErrBufferFull) {
-			for errors.Is(err, bufio.ErrBufferFull) { // too long for Exim: nothing of it is believed
-				_, err = br.ReadSlice('\n')
-			}
-			sum.Lines++
-			sum.Unparsed++
-			text = nil
-		} else if len(text) > 0 {
-			sum.Lines++
-			if sum.Lines%65536 == 0 && c.Context.Err() != nil {
-				return c.Context.Err()
-			}
-			text = bytes.TrimSuffix(text, []byte("\n"))
-			if parser.Parse(text, &ev) {
-				if sum.First.IsZero() {
-					sum.First = ev.Time
-				}
-				if ev.Kind != detector.Tick {
-					sum.Events++
-				}
-				if ev.Time.After(sum.Last) {
-					sum.Last = ev.Time
-				}
-				r.Observe(&ev)
-			} else {
-				sum.Unparsed++
-			}
+// replayLog feeds one log to the replay.
+func replayLog(ctx context.Context, f *logFile, parser *exim.Parser, r *guard.Replay, sum *replaySummary, show func()) error {
+	return readBlocks(ctx, f, parser, func(b *block) {
+		sum.Lines += b.lines
+		sum.Unparsed += b.unparsed
+		sum.Events += b.count
+		if sum.First.IsZero() && len(b.events) > 0 {
+			sum.First = b.events[0].Time
 		}
-		if err == io.EOF {
-			return nil
+		if b.last.After(sum.Last) {
+			sum.Last = b.last
 		}
-		if err != nil {
-			return err
+		for i := range b.events {
+			r.Observe(&b.events[i])
 		}
-	}
+		show()
+	})
 }
 
 // logFile is an opened log.
 type logFile struct {
 	io.Reader
 	name     string
-	modified time.Time // the zero time for standard input: now
+	size     int64 // bytes on disk, 0 if not known
+	read     atomic.Int64
+	modified time.Time // of standard input: now
 	first    time.Time
 	close    func()
 }
@@ -280,8 +259,11 @@ func (e *env) openLog(name string) (*logFile, error) {
 			return nil, err
 		}
 		f.modified, raw = fi.ModTime(), file
+		if fi.Mode().IsRegular() {
+			f.size = fi.Size()
+		}
 	}
-	br := bufio.NewReaderSize(raw, 256<<10)
+	br := bufio.NewReaderSize(counted{raw, &f.read}, 256<<10)
 	magic, _ := br.Peek(6)
 	var err error
 	switch {
@@ -306,6 +288,62 @@ func (e *env) openLog(name string) (*logFile, error) {
 		return nil, fmt.Errorf("reading %s: %w", f.name, err)
 	}
 	return f, nil
+}
+
+// counted counts the bytes that are read.
+type counted struct {
+	io.Reader
+	n *atomic.Int64
+}
+
+func (c counted) Read(b []byte) (int, error) {
+	n, err := c.Reader.Read(b)
+	c.n.Add(int64(n))
+	return n, err
+}
+
+// progress tells a person at a terminal how far a replay is.
+type progress struct {
+	out         io.Writer // nil: nobody looks
+	files       []*logFile
+	size        int64
+	start, last time.Time
+}
+
+func newProgress(w io.Writer, files []*logFile) *progress {
+	p := &progress{files: files, start: time.Now()}
+	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		p.out = w
+	}
+	for _, f := range files {
+		p.size += f.size
+	}
+	return p
+}
+
+// show rewrites the line that tells it, or wipes it at the end. Nothing is
+// shown of what is over within half a second.
+func (p *progress) show(lines uint64, end bool) {
+	now := time.Now()
+	took := now.Sub(p.start)
+	if p.out == nil || took < 500*time.Millisecond || !end && now.Sub(p.last) < 200*time.Millisecond {
+		return
+	}
+	p.last = now
+	if end {
+		fmt.Fprint(p.out, "\r\x1b[K")
+		return
+	}
+	var read int64
+	for _, f := range p.files {
+		read += f.read.Load()
+	}
+	text := fmt.Sprintf("%d lines, %.1f million a second", lines, float64(lines)/1e6/took.Seconds())
+	if p.size > 0 && read > 0 {
+		share := min(1, float64(read)/float64(p.size))
+		text += fmt.Sprintf(", %.0f %%, %s left", 100*share, span(time.Duration(float64(took)*(1-share)/share).Round(time.Second)))
+	}
+	fmt.Fprint(p.out, "\r\x1b[K"+text)
 }
 
 func showReplay(out io.Writer, blocks []store.Block, spares []replaySpare, s replaySummary) {
