@@ -270,7 +270,10 @@ func (l *lookups) ipinfoLookup(ctx context.Context, a netip.Addr) (ans ipinfoAns
 		if l.config.Lookup.IPinfoToken == "" {
 			return ans, ipinfoError(err)
 		}
-		return ans, errors.Join(ipinfoError(err), l.ipinfoLite(hc, a, &ans.claim))
+		if lerr := l.ipinfoLite(hc, a, &ans.claim); lerr != nil {
+			return ans, errors.Join(ipinfoError(err), lerr)
+		}
+		return ans, nil
 	}
 	if core.Bogon {
 		return ans, fmt.Errorf("%w: ipinfo.io does not answer for reserved addresses", errNone)
@@ -328,7 +331,12 @@ func (l *lookups) ipinfoLite(hc *http.Client, a netip.Addr, c *Claim) error {
 // limit of the free plan whatever the plan.
 func ipinfoError(err error) error {
 	var e *ipinfo.ErrorResponse
-	if errors.As(err, &e) && e.Response != nil {
+	if errors.As(err, &e) {
+		// Its Error method panics where the body of the answer, which is
+		// decoded over the whole struct, took the response away.
+		if e.Response == nil {
+			return errors.New("ipinfo.io answered with an error")
+		}
 		if code := e.Response.StatusCode; code == http.StatusTooManyRequests || code >= 500 {
 			return fmt.Errorf("%w: ipinfo.io answered %s", errLater, strconv.Itoa(code))
 		}

@@ -218,12 +218,9 @@ func (s *scene) agree(blocks map[netip.Prefix]lab.Block, kernel map[netip.Prefix
 // It returns the attackers that were blocked.
 func (s *scene) relieved(sources []netip.Addr, full time.Time) (condemned []netip.Addr) {
 	s.Helper()
-	again, err := s.sender.Steady(s.within(60*time.Second), 5, full)
-	if err != nil {
+	if _, err := s.sender.Steady(s.within(60*time.Second), 5, full); err != nil {
 		s.Fatal("after the flood: ", err)
 	}
-	// Now and then somebody's slot is free before the verdict; what counts is
-	// mail after it.
 	blocks, kernel := s.blocks(), s.inKernel()
 	var verdict time.Time
 	var worst time.Duration
@@ -250,7 +247,10 @@ func (s *scene) relieved(sources []netip.Addr, full time.Time) (condemned []neti
 		s.Fatalf("no attacker is blocked, and yet there is mail: %v", blocks)
 	}
 	s.free(condemned, 10*time.Second)
-	if again, err = s.sender.Steady(s.within(60*time.Second), 5, verdict); err != nil {
+	// What counts is mail after the verdict: before it somebody's slot may be
+	// free now and then.
+	again, err := s.sender.Steady(s.within(60*time.Second), 5, verdict)
+	if err != nil {
 		s.Fatal("after the verdict: ", err)
 	}
 	// When most are gone and slots are free, the last ones may be left alone

@@ -18,17 +18,19 @@ import (
 	"time"
 )
 
-// Kind is a way to hold a mail server's slots.
+// Kind is a way to hold a mail server's slots. All kinds try again after a
+// refusal, 0.1 to 0.4 s later, until they have a slot: a flood of more
+// connections than there are slots keeps the server full.
 type Kind string
 
 const (
-	// Silent reads the greeting and says nothing. It does not come back.
+	// Silent reads the greeting and says nothing. It does not come back when
+	// it has lost its connection.
 	Silent Kind = "silent"
 	// Slow sends one byte every Attack.Pause: each starts Exim's timeout
 	// anew.
 	Slow Kind = "slow"
-	// Reconnect is Silent, but connects again 0.1 to 0.4 s after each loss
-	// or refusal.
+	// Reconnect is Silent, but connects again 0.1 to 0.4 s after each loss.
 	Reconnect Kind = "reconnect"
 	// NonReader sends 40,000 recipients in one go and never reads the
 	// answers, so that the server blocks in write, for which it has no
@@ -115,15 +117,16 @@ func (at *Attackers) Stats() AttackStats {
 // one is one of the attackers' connections and all that follow it.
 func (at *Attackers) one(ctx context.Context, w *World, a Attack, src netip.Addr) {
 	for {
-		at.connection(ctx, w, a, src)
-		if a.Kind != Reconnect || !pause(ctx, time.Duration(100+rand.IntN(300))*time.Millisecond) {
+		refused := at.connection(ctx, w, a, src)
+		if !refused && a.Kind != Reconnect || !pause(ctx, time.Duration(100+rand.IntN(300))*time.Millisecond) {
 			return
 		}
 	}
 }
 
-// connection makes one connection and holds it as long as it can.
-func (at *Attackers) connection(ctx context.Context, w *World, a Attack, src netip.Addr) {
+// connection makes one connection and holds it as long as it can. It reports
+// whether the server refused it for want of a slot.
+func (at *Attackers) connection(ctx context.Context, w *World, a Attack, src netip.Addr) (refused bool) {
 	rcvbuf := 0
 	if a.Kind == NonReader {
 		rcvbuf = 4096
@@ -131,7 +134,7 @@ func (at *Attackers) connection(ctx context.Context, w *World, a Attack, src net
 	c, err := w.dial(ctx, src, w.smtp(src), rcvbuf, dialTimeout)
 	if err != nil {
 		at.failed(ctx, err)
-		return
+		return false
 	}
 	defer c.abort()
 	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
@@ -143,17 +146,17 @@ func (at *Attackers) connection(ctx context.Context, w *World, a Attack, src net
 	greeting, err := in.ReadString('\n')
 	switch {
 	case ctx.Err() != nil:
-		return
+		return false
 	case strings.HasPrefix(greeting, "421"):
 		at.refused.Add(1)
-		return
+		return true
 	case err != nil:
 		at.failed(ctx, err)
-		return
+		return false
 	}
 	c.SetReadDeadline(time.Time{})
 	if ctx.Err() != nil {
-		return
+		return false
 	}
 	at.connected.Add(1)
 	at.open.Add(1)
@@ -174,6 +177,7 @@ func (at *Attackers) connection(ctx context.Context, w *World, a Attack, src net
 	if ctx.Err() == nil {
 		at.lost.Add(1)
 	}
+	return false
 }
 
 // failed counts an attempt that came to nothing.

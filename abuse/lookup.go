@@ -1,0 +1,607 @@
+package abuse
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+)
+
+// Origin is who announces a network, as far as anybody could be asked.
+type Origin struct {
+	// AS is the origin that the report goes to, 0 if it is not known; ASes
+	// are all of them where there are several.
+	AS     uint32       `json:"as,omitempty"`
+	ASes   []uint32     `json:"ases,omitempty"`
+	Prefix netip.Prefix `json:"prefix,omitzero"`
+	// Claims are what each source said, the most trusted first.
+	Claims []Claim `json:"claims,omitempty"`
+	// Disputed: several origins, or sources that do not agree.
+	Disputed bool `json:"disputed,omitempty"`
+	// NotAsked says why nothing is known.
+	NotAsked string `json:"not_asked,omitempty"`
+}
+
+// finding is what a lookup for a draft gave.
+type finding struct {
+	origin   Origin
+	to, cc   Contact
+	others   []Contact
+	override *Override
+	warnings []string
+	raw      map[string][]byte // answers as they came, by source
+}
+
+// How long answers are believed.
+const (
+	originFresh    = 6 * time.Hour
+	originNegative = 30 * time.Minute
+	contactFresh   = 7 * 24 * time.Hour
+	contactNone    = 24 * time.Hour
+	staleMax       = 30 * 24 * time.Hour
+	maxCached      = 2000
+)
+
+const (
+	kindLookup = "report-lookup"
+)
+
+// lookups asks, remembers, and never asks the same thing twice at a time.
+type lookups struct {
+	config  Config
+	fetch   *fetcher
+	dns     *net.Resolver
+	boot    *bootstrap
+	db      *database // nil: none
+	servers serverURLs
+	store   Store
+	log     *slog.Logger
+	now     func() time.Time
+
+	mu       sync.Mutex
+	cache    map[string]*remembered
+	inFlight map[string]chan struct{}
+}
+
+// remembered is a cached answer.
+type remembered struct {
+	At       time.Time `json:"at"`
+	Claim    *Claim    `json:"claim,omitempty"`
+	Contacts []Contact `json:"contacts,omitempty"`
+	None     string    `json:"none,omitempty"` // the answer was that there is nothing
+	Raw      []byte    `json:"raw,omitempty"`
+}
+
+func newLookups(c Config, store Store, log *slog.Logger, now func() time.Time, private bool) (*lookups, error) {
+	agent := "smtpguard (mail server flood reports)"
+	if a, err := c.sender(); err == nil && c.From != "" {
+		agent = "smtpguard (mail server flood reports; " + a.Address + ")"
+	}
+	dir := ""
+	if c.Dir != "" {
+		dir = c.Dir + "/rdap"
+	}
+	boot, err := newBootstrap(dir)
+	if err != nil {
+		return nil, err
+	}
+	l := &lookups{config: c, fetch: newFetcher(agent, private), boot: boot, servers: realServers, store: store, log: log, now: now,
+		cache: map[string]*remembered{}, inFlight: map[string]chan struct{}{}}
+	if c.ASNDatabase != "" {
+		l.db = &database{path: c.ASNDatabase}
+	}
+	l.dns = &net.Resolver{PreferGo: true}
+	if c.Lookup.DNS != "" {
+		var d net.Dialer
+		l.dns.Dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return d.DialContext(ctx, network, c.Lookup.DNS)
+		}
+	}
+	err = store.Records(kindLookup, func(key string, value []byte) bool {
+		var r remembered
+		if json.Unmarshal(value, &r) == nil && now().Sub(r.At) < staleMax {
+			l.cache[key] = &r
+		}
+		return len(l.cache) < maxCached
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading earlier lookups: %w", err)
+	}
+	return l, nil
+}
+
+func (l *lookups) uses(source string) bool {
+	return l.config.Lookup.Online && slices.Contains(l.config.Lookup.Sources, source)
+}
+
+// offline is what the database on this machine says of an address.
+func (l *lookups) offline(a netip.Addr) (Claim, error) {
+	if l.db == nil {
+		return Claim{}, errNone
+	}
+	return l.db.lookup(a, l.now())
+}
+
+// recall returns what is known by a key, and whether it is fresh enough.
+func (l *lookups) recall(key string, fresh, none time.Duration) (*remembered, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r := l.cache[key]
+	if r == nil {
+		return nil, false
+	}
+	age := l.now().Sub(r.At)
+	if r.None != "" {
+		return r, age < none
+	}
+	return r, age < fresh
+}
+
+// recallNet is recall for the narrowest network around an address that was
+// asked of a source.
+func (l *lookups) recallNet(source string, a netip.Addr, fresh, none time.Duration) (*remembered, bool) {
+	for bits := a.BitLen(); bits >= 0; bits-- {
+		if r, ok := l.recall(netKey(source, netip.PrefixFrom(a, bits)), fresh, none); r != nil {
+			return r, ok
+		}
+	}
+	return nil, false
+}
+
+func netKey(source string, p netip.Prefix) string { return source + "/" + p.Masked().String() }
+
+// remember keeps an answer, here and in the store.
+func (l *lookups) remember(key string, r *remembered) {
+	r.At = l.now()
+	if len(r.Raw) > 256<<10 {
+		r.Raw = nil
+	}
+	l.mu.Lock()
+	l.cache[key] = r
+	var drop string
+	if len(l.cache) > maxCached {
+		for k, c := range l.cache {
+			if drop == "" || c.At.Before(l.cache[drop].At) {
+				drop = k
+			}
+		}
+		delete(l.cache, drop)
+	}
+	l.mu.Unlock()
+	v, err := json.Marshal(r)
+	if err == nil {
+		err = l.store.SetRecord(kindLookup, key, v)
+	}
+	if err == nil && drop != "" {
+		_, err = l.store.DropRecord(kindLookup, drop)
+	}
+	if err != nil {
+		l.log.Warn("a lookup could not be remembered", "key", key, "err", err)
+	}
+}
+
+// once lets one caller ask for a key at a time; the others then find the
+// answer in the cache.
+func (l *lookups) once(ctx context.Context, key string, ask func()) error {
+	for {
+		l.mu.Lock()
+		ch, busy := l.inFlight[key]
+		if !busy {
+			ch = make(chan struct{})
+			l.inFlight[key] = ch
+			l.mu.Unlock()
+			defer func() {
+				l.mu.Lock()
+				delete(l.inFlight, key)
+				l.mu.Unlock()
+				close(ch)
+			}()
+			ask()
+			return nil
+		}
+		l.mu.Unlock()
+		select {
+		case <-ch:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// ask is a question to one source about an address or an AS: from the cache
+// if it is fresh, else from the source; else stale, said so.
+func (l *lookups) ask(ctx context.Context, source string, a netip.Addr, as uint32, fresh, none time.Duration,
+	question func(context.Context) (r *remembered, answered netip.Prefix, err error)) (*remembered, error) {
+	key := source + "/" + a.String()
+	find := func() (*remembered, bool) { return l.recallNet(source, a, fresh, none) }
+	if as != 0 {
+		key = source + "/AS" + strconv.FormatUint(uint64(as), 10)
+		find = func() (*remembered, bool) { return l.recall(key, fresh, none) }
+	}
+	var got *remembered
+	var err error
+	onceErr := l.once(ctx, key, func() {
+		old, ok := find()
+		if !ok {
+			ctx, cancel := context.WithTimeout(ctx, l.config.Lookup.Each)
+			defer cancel()
+			var answered netip.Prefix
+			var r *remembered
+			r, answered, err = question(ctx)
+			if err == nil || errors.Is(err, errNone) {
+				if r == nil {
+					r = &remembered{}
+				}
+				if err != nil {
+					r.None = clean(err.Error(), 200)
+				}
+				k := key
+				if as == 0 {
+					if !answered.IsValid() {
+						answered = netip.PrefixFrom(a, a.BitLen())
+					}
+					k = netKey(source, answered)
+				}
+				l.remember(k, r)
+				old = r
+			} else if old != nil && old.None == "" && l.now().Sub(old.At) < staleMax {
+				s := *old
+				s.Contacts = slices.Clone(old.Contacts)
+				for i := range s.Contacts {
+					s.Contacts[i].Stale = true
+				}
+				if s.Claim != nil {
+					c := *s.Claim
+					c.Stale = true
+					s.Claim = &c
+				}
+				got, err = &s, nil
+				return
+			} else {
+				return
+			}
+		}
+		if old.None != "" {
+			err = fmt.Errorf("%w: %s", errNone, old.None)
+			return
+		}
+		got, err = old, nil
+	})
+	if onceErr != nil {
+		return nil, onceErr
+	}
+	return got, err
+}
+
+// findOrigin asks every source at the same time who announces an address;
+// the answer is the most trusted one's, and disagreement is shown.
+func (l *lookups) findOrigin(ctx context.Context, a netip.Addr, f *finding) {
+	type source struct {
+		name string
+		ask  func(context.Context) (*remembered, netip.Prefix, error)
+	}
+	claimed := func(c Claim, err error) (*remembered, netip.Prefix, error) {
+		return &remembered{Claim: &c}, c.Prefix, err
+	}
+	var sources []source
+	if l.uses(RIPEstat) {
+		sources = append(sources, source{RIPEstat, func(ctx context.Context) (*remembered, netip.Prefix, error) { return claimed(l.ripestatOrigin(ctx, a)) }})
+	}
+	if l.uses(Cymru) {
+		sources = append(sources, source{Cymru, func(ctx context.Context) (*remembered, netip.Prefix, error) { return claimed(l.cymruOrigin(ctx, a)) }})
+	}
+	if l.uses(IPinfo) {
+		sources = append(sources, source{IPinfo, func(ctx context.Context) (*remembered, netip.Prefix, error) {
+			ans, err := l.ipinfoLookup(ctx, a)
+			r, p, err := claimed(ans.claim, err)
+			if ans.contact.Address != "" {
+				r.Contacts = []Contact{ans.contact}
+			}
+			return r, p, err
+		}})
+	}
+	got := make([]*remembered, len(sources))
+	faults := make([]error, len(sources))
+	var wg sync.WaitGroup
+	for i, s := range sources {
+		wg.Go(func() { got[i], faults[i] = l.ask(ctx, s.name, a, 0, originFresh, originNegative, s.ask) })
+	}
+	wg.Wait()
+	for i, r := range got {
+		if faults[i] != nil {
+			f.warnings = append(f.warnings, fmt.Sprintf("%s: %s", sources[i].name, clean(faults[i].Error(), 200)))
+			continue
+		}
+		if r.Claim != nil && len(r.Claim.Origins) > 0 {
+			c := *r.Claim
+			if c.Prefix.IsValid() && !c.Prefix.Contains(a) {
+				c.Prefix = netip.Prefix{}
+			}
+			f.origin.Claims = append(f.origin.Claims, c)
+		}
+		if sources[i].name == IPinfo {
+			f.others = append(f.others, r.Contacts...)
+		}
+	}
+	c, err := l.offline(a)
+	switch {
+	case err == nil:
+		f.origin.Claims = append(f.origin.Claims, c)
+	case !errors.Is(err, errNone):
+		f.warnings = append(f.warnings, clean(err.Error(), 200))
+	}
+	f.origin.decide()
+	if f.origin.AS == 0 {
+		f.origin.NotAsked = "nobody who was asked knows"
+		if !l.config.Lookup.Online {
+			f.origin.NotAsked = "not looked up: reports.lookup.online is false"
+		}
+	}
+}
+
+// decide takes the origin from the claims.
+func (o *Origin) decide() {
+	for _, c := range o.Claims {
+		for _, as := range c.Origins {
+			if !slices.Contains(o.ASes, as) {
+				o.ASes = append(o.ASes, as)
+			}
+		}
+		if o.AS == 0 {
+			o.AS = c.Origins[0]
+		}
+		// A prefix seen in BGP before a range of a database.
+		if !o.Prefix.IsValid() && c.Announced {
+			o.Prefix = c.Prefix
+		}
+	}
+	for _, c := range o.Claims {
+		if !o.Prefix.IsValid() {
+			o.Prefix = c.Prefix
+		}
+	}
+	o.Disputed = len(o.ASes) > 1
+	if len(o.ASes) == 1 {
+		o.ASes = nil
+	}
+}
+
+// contactsAS and contactsNet ask in their order until there is an answer.
+func (l *lookups) contactsAS(ctx context.Context, as uint32, f *finding) []Contact {
+	scope := "AS" + strconv.FormatUint(uint64(as), 10)
+	var cs []Contact
+	if l.uses(RDAP) {
+		r, err := l.ask(ctx, RDAP, netip.Addr{}, as, contactFresh, contactNone, func(ctx context.Context) (*remembered, netip.Prefix, error) {
+			ans, body, from, err := l.rdapAS(ctx, as)
+			return l.rdapFound(ans, body, from, "RDAP autnum/"+scope[2:], scope, err), netip.Prefix{}, rdapNone(ans, err)
+		})
+		cs = l.gather(cs, r, err, "RDAP autnum/"+scope[2:], f)
+	}
+	if !certain(cs) && l.uses(RIPEstat) {
+		r, err := l.ask(ctx, RIPEstat+"-contact", netip.Addr{}, as, contactFresh, contactNone, func(ctx context.Context) (*remembered, netip.Prefix, error) {
+			found, err := l.ripestatContacts(ctx, scope, scope)
+			return &remembered{Contacts: found}, netip.Prefix{}, err
+		})
+		cs = l.gather(cs, r, err, "RIPEstat abuse-contact-finder", f)
+	}
+	return cs
+}
+
+func (l *lookups) contactsNet(ctx context.Context, a netip.Addr, p netip.Prefix, f *finding) []Contact {
+	scope := p.String()
+	var cs []Contact
+	if l.uses(RDAP) {
+		r, err := l.ask(ctx, RDAP, a, 0, contactFresh, contactNone, func(ctx context.Context) (*remembered, netip.Prefix, error) {
+			ans, body, from, err := l.rdapIP(ctx, a)
+			net := netip.Prefix{}
+			for _, p := range ans.Prefixes {
+				if p.Contains(a) {
+					net = p
+				}
+			}
+			if net.IsValid() && !ans.placeholder() {
+				return l.rdapFound(ans, body, from, "RDAP ip/"+a.String(), net.String(), err), net, rdapNone(ans, err)
+			}
+			return l.rdapFound(ans, body, from, "RDAP ip/"+a.String(), scope, err), netip.Prefix{}, rdapNone(ans, err)
+		})
+		cs = l.gather(cs, r, err, "RDAP ip/"+a.String(), f)
+	}
+	if !certain(cs) && l.uses(RIPEstat) {
+		r, err := l.ask(ctx, RIPEstat+"-contact", a, 0, contactFresh, contactNone, func(ctx context.Context) (*remembered, netip.Prefix, error) {
+			found, err := l.ripestatContacts(ctx, a.String(), scope)
+			return &remembered{Contacts: found}, netip.Prefix{}, err
+		})
+		cs = l.gather(cs, r, err, "RIPEstat abuse-contact-finder", f)
+	}
+	if !certain(cs) && l.uses(Abusix) {
+		r, err := l.ask(ctx, Abusix, a, 0, contactFresh, contactNone, func(ctx context.Context) (*remembered, netip.Prefix, error) {
+			found, err := l.abusixContacts(ctx, a, scope)
+			return &remembered{Contacts: found}, netip.Prefix{}, err
+		})
+		cs = l.gather(cs, r, err, "Abusix", f)
+	}
+	return cs
+}
+
+// rdapFound makes an answer one to be remembered.
+func (l *lookups) rdapFound(ans RDAPAnswer, body []byte, from, source, scope string, err error) *remembered {
+	if err != nil {
+		return nil
+	}
+	for i := range ans.Contacts {
+		c := &ans.Contacts[i]
+		c.Scope, c.Source, c.URL, c.At = scope, source, from, l.now()
+	}
+	return &remembered{Contacts: ans.Contacts, Raw: body}
+}
+
+// rdapNone makes an answer without a contact an errNone that says why.
+func rdapNone(ans RDAPAnswer, err error) error {
+	if err == nil && len(ans.Contacts) == 0 {
+		return fmt.Errorf("%w: %s", errNone, ans.Note)
+	}
+	return err
+}
+
+func (l *lookups) gather(cs []Contact, r *remembered, err error, source string, f *finding) []Contact {
+	if err != nil {
+		f.warnings = append(f.warnings, source+": "+clean(err.Error(), 200))
+		return cs
+	}
+	if len(r.Raw) > 0 {
+		if f.raw == nil {
+			f.raw = map[string][]byte{}
+		}
+		f.raw[source] = r.Raw
+	}
+	return append(cs, r.Contacts...)
+}
+
+// certain reports whether one of the contacts is no guess.
+func certain(cs []Contact) bool {
+	return slices.ContainsFunc(cs, func(c Contact) bool { return !c.Guess })
+}
+
+// find is the whole chain for a draft: origin, contact of the AS, contact of
+// the block. It never fails: what could not be found is a warning.
+func (l *lookups) find(ctx context.Context, a netip.Addr, network netip.Prefix, overrides []Override) finding {
+	ctx, cancel := context.WithTimeout(ctx, l.config.Lookup.Total)
+	defer cancel()
+	var f finding
+	if l.uses(RDAP) {
+		short, cancel := context.WithTimeout(ctx, l.config.Lookup.Each)
+		if err := l.boot.refresh(short, l.fetch, l.servers.bootstrap, l.now()); err != nil {
+			l.log.Debug("the registry of RDAP servers is not renewed", "err", err)
+		}
+		cancel()
+	}
+	l.findOrigin(ctx, a, &f)
+	paid := f.others // what ipinfo's plan gave
+	f.others = nil
+	if f.origin.Prefix.IsValid() {
+		network = f.origin.Prefix
+	}
+	var forAS, forNet []Contact
+	if f.override = findOverride(overrides, f.origin.AS, a); f.override != nil && f.override.Address != "" {
+		o := f.override
+		scope := "AS" + strconv.FormatUint(uint64(o.AS), 10)
+		if o.Prefix.IsValid() {
+			scope = o.Prefix.String()
+		}
+		forAS = append(forAS, Contact{Address: o.Address, Scope: scope, Source: "overrides file", At: l.now(), Role: "abuse", Note: o.Note})
+	}
+	if f.origin.AS != 0 && len(forAS) == 0 {
+		forAS = l.contactsAS(ctx, f.origin.AS, &f)
+	}
+	if f.override == nil || f.override.Address == "" {
+		forNet = append(l.contactsNet(ctx, a, network, &f), paid...)
+	}
+	f.choose(forAS, forNet, l.config.CopyNetwork)
+	// A guess after RFC 2142, of which a person may make something.
+	if f.to.Address == "" {
+		for _, c := range f.origin.Claims {
+			if addr, err := CheckAddress("abuse@" + c.Domain); err == nil && c.Domain != "" {
+				f.others = append(f.others, Contact{Address: addr, Source: "a guess after RFC 2142, from the domain that " + c.Source + " names", At: c.At, Guess: true})
+				break
+			}
+		}
+	}
+	form := desks[f.origin.AS]
+	if f.override != nil && f.override.Form != "" {
+		form = f.override.Form
+	}
+	f.to.Form = form
+	if f.override != nil {
+		f.to.Format = f.override.Format
+	}
+	if !l.config.Lookup.Online {
+		f.warnings = append(f.warnings, "contact: not looked up (reports.lookup.online is false)")
+	}
+	return f
+}
+
+// choose makes the best contact of the AS the recipient and that of the block
+// a copy. Where the AS has none, the block's is the recipient; guesses are
+// neither.
+func (f *finding) choose(forAS, forNet []Contact, copyNet bool) {
+	var rest []Contact
+	for _, c := range forAS {
+		if f.to.Address == "" && !c.Guess {
+			f.to = c
+		} else {
+			rest = append(rest, c)
+		}
+	}
+	for _, c := range forNet {
+		switch {
+		case c.Guess:
+			rest = append(rest, c)
+		case f.to.Address == "":
+			f.to = c
+			if f.origin.AS != 0 {
+				f.warnings = append(f.warnings, fmt.Sprintf("AS%d has no usable abuse contact; the report goes to that of the address block", f.origin.AS))
+			}
+		case copyNet && f.cc.Address == "" && c.Address != f.to.Address && f.to.Scope != c.Scope:
+			f.cc = c
+		default:
+			rest = append(rest, c)
+		}
+	}
+	for _, c := range rest {
+		same := func(o Contact) bool { return o.Address == c.Address }
+		if c.Address != f.to.Address && c.Address != f.cc.Address && !slices.ContainsFunc(f.others, same) && len(f.others) < maxContacts {
+			f.others = append(f.others, c)
+		}
+	}
+	slices.SortStableFunc(f.others, func(a, b Contact) int {
+		switch {
+		case a.Guess == b.Guess:
+			return 0
+		case a.Guess:
+			return 1
+		}
+		return -1
+	})
+}
+
+// mailServers are the addresses that receive mail of a domain: those of its
+// MX hosts, or its own where it has none. At most 32.
+func (l *lookups) mailServers(ctx context.Context, domain string) ([]netip.Addr, error) {
+	ctx, cancel := context.WithTimeout(ctx, l.config.Lookup.Each)
+	defer cancel()
+	mxs, err := l.dns.LookupMX(ctx, domain+".")
+	var de *net.DNSError
+	if err != nil && len(mxs) == 0 && !(errors.As(err, &de) && de.IsNotFound) {
+		return nil, fmt.Errorf("looking for the mail servers of %s: %w", domain, err)
+	}
+	hosts := []string{domain + "."}
+	if len(mxs) > 0 {
+		hosts = nil
+		for _, mx := range mxs[:min(len(mxs), 8)] {
+			hosts = append(hosts, mx.Host)
+		}
+	}
+	var addrs []netip.Addr
+	for _, h := range hosts {
+		as, err := l.dns.LookupNetIP(ctx, "ip", h)
+		if err != nil {
+			continue
+		}
+		for _, a := range as {
+			if a = a.Unmap(); len(addrs) < 32 && !slices.Contains(addrs, a) {
+				addrs = append(addrs, a)
+			}
+		}
+	}
+	if len(addrs) == 0 {
+		return nil, fmt.Errorf("the mail servers of %s have no address", domain)
+	}
+	return addrs, nil
+}

@@ -1,0 +1,125 @@
+package abuse
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"net/netip"
+	"net/url"
+	"strings"
+)
+
+// Override is what a person knows better of an AS or a network.
+type Override struct {
+	AS     uint32       // 0: Prefix counts
+	Prefix netip.Prefix // the narrowest that contains the source wins, and any of these before AS
+	// Address is whom to write to; empty: as looked up.
+	Address string
+	// Never: nothing is ever sent there.
+	Never  bool
+	Format Format // empty: as configured
+	Form   string // a web form that the desk prefers
+	Note   string
+}
+
+// ParseOverrides reads an overrides file: one AS or prefix a line and what is
+// known of it, # begins a comment.
+//
+//	AS64500          abuse@as64500.example  format=text
+//	198.51.100.0/24  never                  note=ours
+//	AS64501          form=https://abuse.as64501.example/
+//
+// Every line that is wrong is in the error; the others are returned.
+func ParseOverrides(text []byte) ([]Override, error) {
+	var all []Override
+	var faults []error
+	sc := bufio.NewScanner(bytes.NewReader(text))
+	for n := 1; sc.Scan(); n++ {
+		line, _, _ := strings.Cut(sc.Text(), "#")
+		f := strings.Fields(line)
+		if len(f) == 0 {
+			continue
+		}
+		o, err := parseOverride(f)
+		if err != nil {
+			faults = append(faults, fmt.Errorf("line %d: %w", n, err))
+			continue
+		}
+		all = append(all, o)
+	}
+	if err := sc.Err(); err != nil {
+		faults = append(faults, err)
+	}
+	return all, errors.Join(faults...)
+}
+
+func parseOverride(f []string) (o Override, err error) {
+	if n, ok := asNumber(f[0]); ok && len(f[0]) > 2 && (f[0][0] == 'A' || f[0][0] == 'a') {
+		o.AS = n
+	} else if o.Prefix, err = netip.ParsePrefix(f[0]); err != nil {
+		return o, fmt.Errorf("%s is neither an AS number (AS64500) nor a prefix", quoted(f[0]))
+	}
+	o.Prefix = o.Prefix.Masked()
+	for i, w := range f[1:] {
+		key, value, isPair := strings.Cut(w, "=")
+		switch {
+		case w == "never":
+			o.Never = true
+		case isPair && key == "format":
+			switch o.Format = Format(value); o.Format {
+			case Mixed, XARF, XARF02, Text:
+			default:
+				return o, fmt.Errorf("unknown format %s", quoted(value))
+			}
+		case isPair && key == "form":
+			u, err := url.Parse(value)
+			if err != nil || u.Scheme != "https" || u.Host == "" {
+				return o, fmt.Errorf("%s is not an https address", quoted(value))
+			}
+			o.Form = clean(value, 300)
+		case isPair && key == "note": // the rest of the line
+			o.Note = clean(strings.Join(append([]string{value}, f[i+2:]...), " "), 200)
+			return o, nil
+		default:
+			if o.Address, err = CheckAddress(w); err != nil {
+				return o, err
+			}
+		}
+	}
+	return o, nil
+}
+
+// desks are forms that large networks ask reporters to use; shown beside
+// the contact, never used by the program.
+var desks = map[uint32]string{
+	16509:  "https://support.aws.amazon.com/#/contacts/report-abuse",
+	14618:  "https://support.aws.amazon.com/#/contacts/report-abuse",
+	15169:  "https://support.google.com/code/contact/cloud_platform_report",
+	396982: "https://support.google.com/code/contact/cloud_platform_report",
+	8075:   "https://msrc.microsoft.com/report/abuse",
+	16276:  "https://www.ovhcloud.com/en/abuse/",
+	24940:  "https://abuse.hetzner.com/",
+	13335:  "https://abuse.cloudflare.com/",
+}
+
+// overrides of an address whose origin is as: the one of the narrowest
+// network, then the one of the AS; nil if there is none.
+func findOverride(all []Override, as uint32, a netip.Addr) *Override {
+	var best *Override
+	for i := range all {
+		o := &all[i]
+		if o.Prefix.IsValid() && o.Prefix.Contains(a) && (best == nil || o.Prefix.Bits() >= best.Prefix.Bits()) {
+			best = o
+		}
+	}
+	if best != nil {
+		return best
+	}
+	for i := range all {
+		if o := &all[i]; o.AS != 0 && o.AS == as {
+			best = o // the last one counts
+		}
+	}
+	return best
+}
