@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -146,4 +147,14 @@ func (c *Client) Allow(ctx context.Context, e store.AllowEntry) (v []store.Block
 func (c *Client) Disallow(ctx context.Context, p netip.Prefix) (v bool, err error) {
 	err = c.call(ctx, http.MethodPost, pathForget, change{Prefix: p}, &v)
 	return v, err
+}
+
+func (c *Client) Learn(ctx context.Context, goods []store.Good) error {
+	for chunk := range slices.Chunk(goods, learnChunk) {
+		var n int
+		if err := c.call(ctx, http.MethodPost, pathLearn, change{Good: chunk}, &n); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -23,6 +23,7 @@ type Guard interface {
 	Allow(ctx context.Context, e store.AllowEntry) ([]store.Block, error)
 	Disallow(ctx context.Context, p netip.Prefix) (bool, error)
 	Allowed(ctx context.Context) ([]guard.AllowInfo, error)
+	Learn(ctx context.Context, goods []store.Good) error
 }
 
 // Paths of the interface, and the bounds of what is read from the other end.
@@ -36,8 +37,10 @@ const (
 	pathAllow   = "/v1/allow"
 	pathAllowed = "/v1/allowed"
 	pathForget  = "/v1/disallow"
+	pathLearn   = "/v1/learn"
 
-	maxRequest = 64 << 10
+	maxRequest = 256 << 10
+	learnChunk = 1000      // known good senders in one request
 	maxAnswer  = 256 << 20 // 100,000 blocks with their evidence
 	deadline   = 30 * time.Second
 )
@@ -49,6 +52,7 @@ type change struct {
 	For    time.Duration `json:"for_ns,omitempty"`
 	Until  time.Time     `json:"until,omitzero"`
 	Text   string        `json:"text,omitempty"`
+	Good   []store.Good  `json:"good,omitempty"`
 }
 
 // failure is the body of every answer but 200.

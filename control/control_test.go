@@ -23,9 +23,10 @@ import (
 
 // fake is a guard that knows one block, 203.0.113.0/24, and allows 192.0.2.1.
 type fake struct {
-	block guard.BlockRequest
-	by    string
-	allow store.AllowEntry
+	block   guard.BlockRequest
+	by      string
+	allow   store.AllowEntry
+	learned []store.Good
 }
 
 var theBlock = store.Block{ID: 7, Prefix: netip.MustParsePrefix("203.0.113.0/24"), Reason: "test", Offence: 1}
@@ -69,6 +70,11 @@ func (f *fake) Allow(_ context.Context, e store.AllowEntry) ([]store.Block, erro
 func (f *fake) Disallow(_ context.Context, p netip.Prefix) (bool, error) { return p.IsSingleIP(), nil }
 func (f *fake) Allowed(context.Context) ([]guard.AllowInfo, error) {
 	return []guard.AllowInfo{{Prefix: theBlock.Prefix, Why: "why"}}, nil
+}
+
+func (f *fake) Learn(_ context.Context, goods []store.Good) error {
+	f.learned = append(f.learned, goods...)
+	return nil
 }
 
 // start serves f on a socket and returns a client.
@@ -151,6 +157,13 @@ func TestBothEnds(t *testing.T) {
 	until := time.Now().Add(time.Hour).Round(time.Second)
 	if _, err := c.Allow(ctx, store.AllowEntry{Prefix: one, Note: "office", Until: until}); err != nil || f.allow.By != me || !f.allow.Until.Equal(until) || f.allow.Note != "office" {
 		t.Errorf("Allow: %+v, %v", f.allow, err)
+	}
+	goods := make([]store.Good, 2*learnChunk+1)
+	for i := range goods {
+		goods[i] = store.Good{Addr: netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 14: byte(i >> 8), 15: byte(i)}), First: until, Last: until, Messages: 1<<31 - 1}
+	}
+	if err := c.Learn(ctx, goods); err != nil || len(f.learned) != len(goods) || f.learned[2*learnChunk].Addr != goods[2*learnChunk].Addr {
+		t.Errorf("Learn: %d, %v", len(f.learned), err)
 	}
 	if ok, err := c.Disallow(ctx, one); err != nil || !ok {
 		t.Errorf("Disallow: %v, %v", ok, err)

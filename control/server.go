@@ -147,6 +147,7 @@ func handler(g Guard) http.Handler {
 	mux.HandleFunc("POST "+pathUnblock, s.unblock)
 	mux.HandleFunc("POST "+pathAllow, s.allow)
 	mux.HandleFunc("POST "+pathForget, s.disallow)
+	mux.HandleFunc("POST "+pathLearn, s.learn)
 	return http.MaxBytesHandler(mux, maxRequest)
 }
 
@@ -240,6 +241,12 @@ func (s *server) disallow(w http.ResponseWriter, r *http.Request) {
 	if c, ok := body(w, r); ok {
 		v, err := s.guard.Disallow(r.Context(), c.Prefix)
 		answer(w, v, err)
+	}
+}
+
+func (s *server) learn(w http.ResponseWriter, r *http.Request) {
+	if c, ok := body(w, r); ok {
+		answer(w, len(c.Good), s.guard.Learn(r.Context(), c.Good))
 	}
 }
 

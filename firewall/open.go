@@ -11,6 +11,8 @@ import (
 const (
 	Auto     = "auto"
 	NFTables = "nftables"
+	IPTables = "iptables"
+	CSF      = "csf"
 	Memory   = "memory"
 )
 

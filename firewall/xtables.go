@@ -140,7 +140,7 @@ func (x *xtables) run(ctx context.Context, stdin, path string, args ...string) (
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &complaint
 		if err := cmd.Run(); err != nil {
 			if ctx.Err() != nil {
-				err = ctx.Err()
+				err = context.Cause(ctx)
 			}
 			return "", fmt.Errorf("%s: %w%s", path, err, complaintText(complaint.String()))
 		}
@@ -261,6 +261,14 @@ func inNetNS[T any](ctx context.Context, netNS int, d time.Duration, f func() (T
 		return r.value, r.err
 	case <-timer.C:
 		return result{}.value, fmt.Errorf("no answer within %v: %w", d, os.ErrDeadlineExceeded)
+	case <-ctx.Done():
+	}
+	timer.Reset(2 * time.Second) // a command that is killed takes a moment
+	select {
+	case r := <-done:
+		return r.value, errors.Join(ctx.Err(), r.err)
+	case <-timer.C:
+		return result{}.value, ctx.Err()
 	}
 }
 

@@ -200,6 +200,27 @@ func (g *Guard) History(ctx context.Context, p netip.Prefix) (list []BlockInfo, 
 	return list, err
 }
 
+// Learn remembers senders of accepted mail, as old logs show them. What is
+// known of them already is widened, not replaced.
+func (g *Guard) Learn(ctx context.Context, goods []store.Good) (err error) {
+	for _, s := range goods {
+		if !s.Addr.IsValid() || s.Last.IsZero() || s.Messages < 1 {
+			return fmt.Errorf("%s is not a known good sender: it has no address, time or message", s.Addr)
+		}
+	}
+	doErr := g.do(ctx, func(context.Context) {
+		for _, s := range goods {
+			g.det.LearnGood(s.Addr, s.First, s.Last, s.Messages)
+		}
+		g.goods = time.Time{} // all of them are saved
+		err = g.saveGood()
+	})
+	if doErr != nil {
+		return doErr
+	}
+	return err
+}
+
 // Allow puts a prefix on the operator's allowlist and lifts the blocks that
 // overlap it, which it returns.
 func (g *Guard) Allow(ctx context.Context, e store.AllowEntry) (lifted []store.Block, err error) {

@@ -274,27 +274,29 @@ func (e *leakError) Error() string {
 	return e.p.String() + " opened a connection more than 10 s after it was blocked: is another network namespace, a proxy or an offloading card in between?"
 }
 
-// saveGood writes the known good senders to the store.
-func (g *Guard) saveGood() {
+// saveGood writes the known good senders that are new since the last time to
+// the store.
+func (g *Guard) saveGood() error {
 	var goods []store.Good
+	newest := g.goods
 	for s := range g.det.KnownGood() {
 		if s.Last.After(g.goods) {
 			goods = append(goods, store.Good{Addr: s.Addr, First: s.First, Last: s.Last, Messages: s.Messages})
+			if s.Last.After(newest) {
+				newest = s.Last
+			}
 		}
 	}
 	if len(goods) == 0 {
-		return
+		return nil
 	}
-	if err := g.o.Store.SaveGood(goods); err != nil {
+	err := g.o.Store.SaveGood(goods)
+	if err == nil {
+		g.goods = newest
+		_, err = g.o.Store.DropGood(time.Now().Add(-g.policy.KnownGood.MaxAge), g.policy.KnownGood.Max)
+	}
+	if err != nil {
 		g.fault("saving known good senders", err)
-		return
 	}
-	for _, s := range goods {
-		if s.Last.After(g.goods) {
-			g.goods = s.Last
-		}
-	}
-	if _, err := g.o.Store.DropGood(time.Now().Add(-g.policy.KnownGood.MaxAge), g.policy.KnownGood.Max); err != nil {
-		g.fault("forgetting old known good senders", err)
-	}
+	return err
 }

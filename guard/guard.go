@@ -338,7 +338,7 @@ func (g *Guard) Run(ctx context.Context) error {
 				g.liftAllowed(ctx)
 				g.renewFilter(ctx)
 			})
-			every(now, &due.good, goodEvery, func() { g.saveGood() })
+			every(now, &due.good, goodEvery, func() { _ = g.saveGood() })
 			every(now, &due.prune, pruneEvery, func() {
 				if _, err := g.o.Store.Prune(now.Add(-g.policy.Block.Forget)); err != nil {
 					g.fault("forgetting old blocks", err)
@@ -352,7 +352,7 @@ func (g *Guard) Run(ctx context.Context) error {
 func (g *Guard) finish() {
 	g.notify("STOPPING=1")
 	g.savePositions()
-	g.saveGood()
+	_ = g.saveGood()
 }
 
 func (g *Guard) notify(state string) {

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"compress/bzip2"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -34,6 +35,7 @@ func (e *env) replayCommand() *cli.Command {
 		Description: "Reads Exim main logs, plain or compressed (.gz .bz2 .xz .zst), - for standard input, in the order of their first lines. Blocks nothing.",
 		Flags: []cli.Flag{
 			&cli.IntFlag{Name: "capacity", Usage: "the server had `N` slots (smtp_accept_max)"},
+			&cli.BoolFlag{Name: "learn", Usage: "remember the senders of accepted mail as known good, in the daemon or its store"},
 			&cli.StringFlag{Name: "zone", Usage: "time zone `NAME` of lines that state none (default: as the policy says)"},
 		},
 		Action: e.replay,
@@ -167,13 +169,37 @@ func (e *env) replay(c *cli.Context) error {
 	sum.Blocks, sum.Spared, sum.Prevented = r.Blocks(), r.Spared(), r.Prevented()
 	sum.First, sum.Last = sum.First.UTC(), sum.Last.UTC()
 	if asJSON {
-		if err := line.json(sum); err != nil {
-			return err
-		}
-		return out.Flush()
+		err = line.json(sum)
+	} else {
+		showReplay(out, blocks, spares, sum)
 	}
-	showReplay(out, blocks, spares, sum)
-	return out.Flush()
+	if err = errors.Join(err, out.Flush()); err != nil || !c.Bool("learn") {
+		return err
+	}
+	return e.learn(c, r)
+}
+
+// learn hands the senders of accepted mail to the daemon.
+func (e *env) learn(c *cli.Context, r *guard.Replay) error {
+	var goods []store.Good
+	for s := range r.Detector.KnownGood() {
+		goods = append(goods, store.Good{Addr: s.Addr, First: s.First, Last: s.Last, Messages: s.Messages})
+	}
+	if len(goods) == 0 {
+		return &answerNo{"no accepted mail was found; nothing is learned"}
+	}
+	g, done, err := e.guard(c)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if err := g.Learn(c.Context, goods); err != nil {
+		return err
+	}
+	if !c.Bool("json") {
+		fmt.Fprintf(e.stdout, "learned %s of accepted mail\n", count(len(goods), "sender", "senders"))
+	}
+	return nil
 }
 
 func round(f float64) float64 { return math.Round(f*1e4) / 1e4 }

@@ -1,0 +1,581 @@
+package abuse
+
+import (
+	"compress/gzip"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"hash"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/smtpguard/smtpguard/detector"
+)
+
+// Logs reads the mail server's logs again, for evidence. It is asked off the
+// path that blocks, when a draft is made.
+type Logs interface {
+	// Scan hands out the lines from one time to another, as far as the logs
+	// reach, with what was parsed of each; both are valid until fn returns.
+	// reach is the time of the oldest line that there is, zero if none.
+	Scan(ctx context.Context, from, to time.Time, fn func(ev *detector.Event, line []byte) error) (reach time.Time, err error)
+}
+
+// Facts are the numbers of a report. Text, CSV and XARF are all made from
+// them.
+type Facts struct {
+	First time.Time `json:"first,omitzero"` // of the connections counted
+	Last  time.Time `json:"last,omitzero"`
+	// Connections is Taken, those that got a slot, plus Refused, those that
+	// the mail server turned away after it had accepted them.
+	Connections int `json:"connections"`
+	Taken       int `json:"taken"`
+	Refused     int `json:"refused"`
+	// Messages were accepted from the sources counted.
+	Messages int `json:"messages"`
+	// Peak is the highest number of connections in PeakWindow, 0 if it is not known.
+	Peak       int           `json:"peak,omitempty"`
+	PeakWindow time.Duration `json:"peak_window_ns,omitempty"`
+	// Sources are sorted by connections. More is how many further ones are
+	// counted in Connections but not kept by themselves.
+	Sources []Source `json:"sources"`
+	More    Source   `json:"more,omitzero"`
+	MoreOf  int      `json:"more_of,omitempty"`
+	// Spared are sources inside the blocked networks that delivered mail or
+	// logged in: they are not reported.
+	Spared int `json:"spared,omitempty"`
+	// Others is how many connections of others were refused because the
+	// server was full, in how many different seconds.
+	Others        int `json:"others_refused,omitempty"`
+	OthersSeconds int `json:"others_refused_seconds,omitempty"`
+	// Baseline is how many connections the same networks made in the
+	// BaselineDays before First; -1: not known.
+	Baseline     int     `json:"baseline"`
+	BaselineDays float64 `json:"baseline_days,omitempty"`
+	// FromLog: the numbers are from log lines; else from the detector alone.
+	FromLog bool `json:"from_log"`
+	// Excerpt are lines made of parsed fields only.
+	Excerpt []string `json:"excerpt,omitempty"`
+	// Lines is how many log lines there are in all.
+	Lines int `json:"lines,omitempty"`
+}
+
+// Source is one source of a flood.
+type Source struct {
+	// Prefix is one address, except where the detector alone knows the flood.
+	Prefix netip.Prefix   `json:"prefix,omitzero"`
+	Port   uint16         `json:"port,omitempty"` // of its first connection; 0: the log does not say
+	Local  netip.AddrPort `json:"local,omitzero"` // where it was connected to; zero: the log does not say
+	First  time.Time      `json:"first,omitzero"`
+	Last   time.Time      `json:"last,omitzero"`
+	// Connections contains Refused.
+	Connections int `json:"connections"`
+	Refused     int `json:"refused,omitempty"`
+}
+
+func (s *Source) add(o Source) {
+	s.Connections += o.Connections
+	s.Refused += o.Refused
+	if s.First.IsZero() || !o.First.IsZero() && o.First.Before(s.First) {
+		s.First = o.First
+	}
+	if o.Last.After(s.Last) {
+		s.Last = o.Last
+	}
+}
+
+// Bounds of the evidence.
+const (
+	maxSources    = 20_000   // known by themselves while reading
+	maxListed     = 5_000    // rows of sources.csv
+	maxExcerpt    = 50       // lines of evidence.txt
+	excerptBytes  = 16 << 10 // and their size
+	maxArchive    = 64 << 20 // of one archive, before compression
+	peakWindow    = 10 * time.Second
+	maxSpan       = 48 * time.Hour // of one case that is read
+	tailAfter     = 2 * time.Minute
+	scanTimeout   = 5 * time.Minute
+	perSourceKeep = 3 // lines remembered of a source for the excerpt: its first and its last
+)
+
+// collector gathers the evidence of one case while a log is read.
+type collector struct {
+	prefixes []netip.Prefix
+	single   map[netip.Addr]bool // blocked by itself: reported whatever mail it sent
+	from, to time.Time
+
+	sources  map[netip.Addr]*tally
+	more     map[netip.Prefix]*Source // what is over maxSources
+	seconds  map[int64]int32
+	others   map[int64]struct{}
+	nOthers  int
+	baseline int
+	lines    int
+
+	archive *archiver
+}
+
+// tally is what is known of one source while reading.
+type tally struct {
+	Source
+	messages int
+	good     bool // delivered mail or logged in
+	lines    []excerptLine
+}
+
+type excerptLine struct {
+	at   time.Time
+	text string
+}
+
+func newCollector(c *Case) *collector {
+	k := &collector{prefixes: c.prefixes(), single: map[netip.Addr]bool{}, sources: map[netip.Addr]*tally{},
+		more: map[netip.Prefix]*Source{}, seconds: map[int64]int32{}, others: map[int64]struct{}{}}
+	for _, r := range c.live() {
+		if r.Prefix.IsSingleIP() {
+			k.single[r.Prefix.Addr()] = true
+		}
+		from, to := r.Since, r.Since
+		if v := r.Verdict; v != nil {
+			from, to = v.Time.Add(-v.Window), v.Time
+			if !v.First.IsZero() && v.First.Before(from) {
+				from = v.First
+			}
+			if r.Since.After(to) {
+				to = r.Since
+			}
+		}
+		to = to.Add(tailAfter)
+		if r.Observed { // it goes on, nobody stops it
+			to = r.end()
+		}
+		if k.from.IsZero() || from.Before(k.from) {
+			k.from = from
+		}
+		if to.After(k.to) {
+			k.to = to
+		}
+	}
+	if k.to.Sub(k.from) > maxSpan {
+		k.from = k.to.Add(-maxSpan)
+	}
+	return k
+}
+
+func (k *collector) covers(a netip.Addr) bool {
+	i, _ := slices.BinarySearchFunc(k.prefixes, a, func(p netip.Prefix, a netip.Addr) int {
+		if p.Addr().Compare(a) <= 0 {
+			return -1
+		}
+		return 1
+	})
+	return i > 0 && k.prefixes[i-1].Contains(a)
+}
+
+// observe takes one event. The line is chosen by what was parsed of it, never
+// by searching its text.
+func (k *collector) observe(ev *detector.Event, line []byte) {
+	if !ev.Source.IsValid() {
+		return
+	}
+	mine := k.covers(ev.Source)
+	if ev.Time.Before(k.from) {
+		if mine && (ev.Kind == detector.Opened || ev.Kind == detector.Refused) {
+			k.baseline++
+		}
+		return
+	}
+	if ev.Time.After(k.to) {
+		return
+	}
+	if !mine {
+		if ev.Kind == detector.Refused && ev.Reason == detector.RefusedFull {
+			k.nOthers++
+			k.others[ev.Time.Unix()] = struct{}{}
+		}
+		return
+	}
+	switch ev.Kind {
+	case detector.Opened, detector.Refused, detector.Closed, detector.Accepted, detector.Authenticated, detector.AuthFailed:
+	default:
+		return
+	}
+	t := k.sources[ev.Source]
+	if t == nil {
+		if len(k.sources) >= maxSources {
+			k.overflow(ev)
+			return
+		}
+		t = &tally{Source: Source{Prefix: netip.PrefixFrom(ev.Source, ev.Source.BitLen())}}
+		k.sources[ev.Source] = t
+	}
+	switch ev.Kind {
+	case detector.Accepted:
+		t.messages++
+		t.good = true
+		return
+	case detector.Authenticated:
+		t.good = true
+		return
+	case detector.AuthFailed:
+		return
+	case detector.Opened, detector.Refused:
+		t.count(ev)
+		k.seconds[ev.Time.Unix()]++
+	}
+	k.lines++
+	if k.archive != nil {
+		k.archive.line(line)
+	}
+	l := excerptLine{ev.Time, rendered(ev)}
+	if len(t.lines) < perSourceKeep {
+		t.lines = append(t.lines, l)
+	} else {
+		t.lines[perSourceKeep-1] = l
+	}
+}
+
+func (s *Source) count(ev *detector.Event) {
+	s.Connections++
+	if ev.Kind == detector.Refused {
+		s.Refused++
+	}
+	if s.First.IsZero() || ev.Time.Before(s.First) {
+		s.First = ev.Time
+	}
+	if ev.Time.After(s.Last) {
+		s.Last = ev.Time
+	}
+	if s.Port == 0 {
+		s.Port = ev.Port
+	}
+	if !s.Local.IsValid() {
+		s.Local = ev.Local
+	}
+}
+
+// overflow counts what cannot be remembered by itself, in the blocked prefix.
+func (k *collector) overflow(ev *detector.Event) {
+	if ev.Kind != detector.Opened && ev.Kind != detector.Refused {
+		return
+	}
+	k.lines++
+	k.seconds[ev.Time.Unix()]++
+	for _, p := range k.prefixes {
+		if p.Contains(ev.Source) {
+			s := k.more[p]
+			if s == nil {
+				s = &Source{Prefix: p}
+				k.more[p] = s
+			}
+			s.count(ev)
+			return
+		}
+	}
+}
+
+// rendered is a log line made again of what was parsed of it, in UTC: the
+// time, both ends, the count and the reason. All else that a line can hold
+// (host names, HELO, users, senders, recipients, subjects, ids) is left out
+// by construction.
+func rendered(ev *detector.Event) string {
+	var b strings.Builder
+	b.WriteString(ev.Time.UTC().Format("2006-01-02 15:04:05.000 +0000"))
+	if ev.Kind == detector.Refused {
+		b.WriteString(" Connection from ")
+	} else {
+		b.WriteString(" SMTP connection from ")
+	}
+	fmt.Fprintf(&b, "[%s]", ev.Source)
+	if ev.Port != 0 {
+		fmt.Fprintf(&b, ":%d", ev.Port)
+	}
+	if ev.Local.IsValid() {
+		fmt.Fprintf(&b, " I=[%s]:%d", ev.Local.Addr(), ev.Local.Port())
+	}
+	switch ev.Kind {
+	case detector.Opened:
+		if ev.Count > 0 {
+			fmt.Fprintf(&b, " (TCP/IP connection count = %d)", ev.Count)
+		}
+	case detector.Refused:
+		b.WriteString(" refused")
+		switch ev.Reason {
+		case detector.RefusedFull:
+			b.WriteString(": too many connections")
+		case detector.RefusedPerHost:
+			b.WriteString(": too many connections from that IP address")
+		case detector.RefusedLoad:
+			b.WriteString(": load average")
+		}
+	case detector.Closed:
+		switch ev.Reason {
+		case detector.ClosedQuit:
+			b.WriteString(" closed by QUIT")
+		case detector.ClosedTimeout:
+			b.WriteString(" closed after timeout")
+		case detector.ClosedDropped, detector.ClosedRejected:
+			b.WriteString(" closed by us")
+		case detector.ClosedKilled:
+			b.WriteString(" ended by us")
+		default:
+			b.WriteString(" lost")
+		}
+	}
+	return b.String()
+}
+
+// facts are the numbers when everything was read. reach is how far back the
+// logs go.
+func (k *collector) facts(reach time.Time, base time.Duration) Facts {
+	f := Facts{FromLog: true, Lines: k.lines, Baseline: -1, PeakWindow: peakWindow}
+	var kept []*tally
+	for a, t := range k.sources {
+		switch {
+		case t.good && !k.single[a]:
+			f.Spared++
+			for _, l := range t.lines { // they stay in no list at all
+				_ = l
+			}
+			continue
+		case t.Connections == 0:
+			continue
+		}
+		kept = append(kept, t)
+		f.Messages += t.messages
+	}
+	slices.SortFunc(kept, func(a, b *tally) int {
+		if a.Connections != b.Connections {
+			return b.Connections - a.Connections
+		}
+		return a.Prefix.Compare(b.Prefix)
+	})
+	sum := Source{}
+	for i, t := range kept {
+		sum.add(t.Source)
+		if i < maxListed {
+			f.Sources = append(f.Sources, t.Source)
+		} else {
+			f.More.add(t.Source)
+			f.MoreOf++
+		}
+	}
+	for _, s := range k.more {
+		sum.add(*s)
+		f.More.add(*s)
+	}
+	f.First, f.Last, f.Connections, f.Refused = sum.First, sum.Last, sum.Connections, sum.Refused
+	f.Taken = f.Connections - f.Refused
+	f.Others, f.OthersSeconds = k.nOthers, len(k.others)
+	f.Peak = k.peak()
+	f.Excerpt = excerpt(kept)
+	if base > 0 && !reach.IsZero() {
+		begin := k.from.Add(-base)
+		if reach.After(begin) {
+			begin = reach
+		}
+		if d := k.from.Sub(begin); d >= time.Hour {
+			f.Baseline, f.BaselineDays = k.baseline, d.Hours()/24
+		}
+	}
+	return f
+}
+
+// peak is the highest number of connections in peakWindow. Spared sources
+// count too: what they opened cannot be told apart any more, and is little.
+func (k *collector) peak() int {
+	n := int64(peakWindow / time.Second)
+	best := 0
+	for s := range k.seconds {
+		sum := 0
+		for i := range n {
+			sum += int(k.seconds[s+i])
+		}
+		best = max(best, sum)
+	}
+	return best
+}
+
+// excerpt picks lines: of each of the busiest sources its first and its last,
+// then second ones, in the order of time.
+func excerpt(kept []*tally) []string {
+	var lines []excerptLine
+	size := 0
+	for round := range perSourceKeep {
+		for _, t := range kept[:min(len(kept), maxExcerpt)] {
+			// First, last, then the one between.
+			i := []int{0, len(t.lines) - 1, 1}[round]
+			if i >= len(t.lines) || round == 1 && i == 0 || round == 2 && i >= len(t.lines)-1 {
+				continue
+			}
+			l := t.lines[i]
+			if len(lines) >= maxExcerpt || size+len(l.text)+1 > excerptBytes {
+				continue
+			}
+			lines = append(lines, l)
+			size += len(l.text) + 1
+		}
+	}
+	slices.SortStableFunc(lines, func(a, b excerptLine) int { return a.at.Compare(b.at) })
+	out := make([]string, len(lines))
+	for i, l := range lines {
+		out[i] = l.text
+	}
+	return out
+}
+
+// fromVerdicts are the facts where no log line could be read: what the
+// detector counted, by blocked prefix.
+func fromVerdicts(c *Case) Facts {
+	f := Facts{Baseline: -1}
+	byPrefix := map[netip.Prefix]*Source{}
+	outer := c.prefixes()
+	var lines []excerptLine
+	for _, p := range outer {
+		byPrefix[p] = &Source{Prefix: p}
+	}
+	// Inside a wider block the narrower ones are counted already; where they
+	// add up to more than the wider one's, theirs counts.
+	inner := map[netip.Prefix]*Source{}
+	for _, r := range c.live() {
+		v := r.Verdict
+		if v == nil {
+			continue
+		}
+		one := Source{Prefix: r.Prefix, Connections: v.Opens + v.Refused, Refused: v.Refused, First: v.First, Last: v.Time}
+		if one.First.IsZero() {
+			one.First = v.Time.Add(-v.Window)
+		}
+		f.Messages += v.Accepted
+		for _, p := range outer {
+			if p == r.Prefix {
+				byPrefix[p].add(one)
+			} else if p.Overlaps(r.Prefix) {
+				if inner[p] == nil {
+					inner[p] = &Source{}
+				}
+				inner[p].add(one)
+			} else {
+				continue
+			}
+			for _, e := range v.Evidence {
+				if byPrefix[p].Port == 0 && p.Contains(e.Source) {
+					byPrefix[p].Port = e.Port
+				}
+				lines = append(lines, excerptLine{e.Time, rendered(&detector.Event{Time: e.Time, Kind: detector.Opened, Source: e.Source, Port: e.Port, Count: e.Count})})
+			}
+			break
+		}
+	}
+	sum := Source{}
+	for _, p := range outer {
+		s := byPrefix[p]
+		if i := inner[p]; i != nil && i.Connections > s.Connections {
+			i.Prefix, i.Port = s.Prefix, s.Port
+			s = i
+		}
+		if s.Connections == 0 {
+			continue
+		}
+		sum.add(*s)
+		f.Sources = append(f.Sources, *s)
+	}
+	slices.SortStableFunc(f.Sources, func(a, b Source) int { return b.Connections - a.Connections })
+	if len(f.Sources) > maxListed {
+		for _, s := range f.Sources[maxListed:] {
+			f.More.add(s)
+			f.MoreOf++
+		}
+		f.Sources = f.Sources[:maxListed]
+	}
+	f.First, f.Last, f.Connections, f.Refused = sum.First, sum.Last, sum.Connections, sum.Refused
+	f.Taken = f.Connections - f.Refused
+	slices.SortStableFunc(lines, func(a, b excerptLine) int { return a.at.Compare(b.at) })
+	size := 0
+	for _, l := range lines {
+		if len(f.Excerpt) < maxExcerpt && size+len(l.text)+1 <= excerptBytes {
+			f.Excerpt = append(f.Excerpt, l.text)
+			size += len(l.text) + 1
+		}
+	}
+	return f
+}
+
+// archiver keeps the raw lines of a case: for ourselves, never in a mail.
+type archiver struct {
+	path string
+	f    *os.File
+	gz   *gzip.Writer
+	sum  hash.Hash
+	out  io.Writer
+	a    Archive
+	err  error
+}
+
+func newArchiver(dir, name string) (*archiver, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	f, err := os.CreateTemp(dir, ".new-*")
+	if err != nil {
+		return nil, err
+	}
+	a := &archiver{path: filepath.Join(dir, name), f: f, sum: sha256.New(), a: Archive{File: name}}
+	a.gz = gzip.NewWriter(f)
+	a.out = io.MultiWriter(a.gz, a.sum)
+	return a, nil
+}
+
+func (a *archiver) line(line []byte) {
+	if a.err != nil || a.a.Cut {
+		return
+	}
+	if a.a.Bytes+int64(len(line))+1 > maxArchive {
+		a.a.Cut = true
+		return
+	}
+	a.a.Lines++
+	a.a.Bytes += int64(len(line)) + 1
+	if _, a.err = a.out.Write(line); a.err == nil {
+		_, a.err = a.out.Write([]byte{'\n'})
+	}
+}
+
+// close puts the archive in place; with nothing in it there is none.
+func (a *archiver) close() (Archive, error) {
+	if err := a.gz.Close(); a.err == nil {
+		a.err = err
+	}
+	if a.a.Lines == 0 {
+		a.f.Close()
+		os.Remove(a.f.Name())
+		return Archive{}, a.err
+	}
+	a.a.SHA256 = hex.EncodeToString(a.sum.Sum(nil))
+	if err := finish(a.f, a.path, a.err); err != nil {
+		return Archive{}, fmt.Errorf("keeping the evidence: %w", err)
+	}
+	return a.a, nil
+}
+
+// Clock says how far this machine's clock can be believed, in a few words for
+// the report.
+func Clock() string {
+	var t unix.Timex
+	state, err := unix.Adjtimex(&t)
+	switch {
+	case err != nil:
+		return "unknown (the kernel does not say)"
+	case state == unix.TIME_ERROR || t.Status&unix.STA_UNSYNC != 0:
+		return "not known to be synchronised"
+	}
+	return fmt.Sprintf("synchronised (kernel), error below %d ms", max(1, (t.Maxerror+999)/1000))
+}
