@@ -73,7 +73,10 @@ func onEach(t *testing.T, f func(t *testing.T, b backend)) {
 		{"nftables", true, func(t testing.TB, ns netNS, o Options) Firewall { return openIn(t, ns, NFTables, o) }},
 	}
 	for _, b := range append(all, xtBackends...) {
-		t.Run(b.name, func(t *testing.T) { f(t, b) })
+		t.Run(b.name, func(t *testing.T) {
+			t.Parallel() // they wait more than they work
+			f(t, b)
+		})
 	}
 }
 

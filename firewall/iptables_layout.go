@@ -60,8 +60,9 @@ type xtLayout struct {
 func newXtLayout(o Options, maxEntries int, sets bool) (*xtLayout, error) {
 	l := &xtLayout{
 		ports: slices.Clone(o.Ports), sets: sets,
-		// What ran out counts until the kernel collects it.
-		maxElem: uint32(min(2*int64(maxEntries)+4096, 1<<31)),
+	}
+	if sets { // what ran out counts until the kernel collects it
+		l.maxElem = uint32(min(2*int64(maxEntries)+4096, 1<<31))
 	}
 	slices.Sort(l.ports)
 	l.ports = slices.Compact(l.ports)
