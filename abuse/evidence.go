@@ -342,9 +342,6 @@ func (k *collector) facts(reach time.Time, base time.Duration) Facts {
 		switch {
 		case t.good && !k.single[a]:
 			f.Spared++
-			for _, l := range t.lines { // they stay in no list at all
-				_ = l
-			}
 			continue
 		case t.Connections == 0:
 			continue
@@ -375,7 +372,7 @@ func (k *collector) facts(reach time.Time, base time.Duration) Facts {
 	f.First, f.Last, f.Connections, f.Refused = sum.First, sum.Last, sum.Connections, sum.Refused
 	f.Taken = f.Connections - f.Refused
 	f.Others, f.OthersSeconds = k.nOthers, len(k.others)
-	f.Peak = k.peak()
+	f.Peak = min(k.peak(), f.Connections)
 	f.Excerpt = excerpt(kept)
 	if base > 0 && !reach.IsZero() {
 		begin := k.from.Add(-base)

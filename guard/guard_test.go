@@ -78,6 +78,7 @@ type world struct {
 	st     *store.Store
 	policy *policy.Policy
 	path   string
+	passes [][]netip.Prefix // what the packet filter was opened with
 }
 
 func newWorld(t *testing.T, change func(*policy.Policy)) *world {
@@ -101,7 +102,10 @@ func (w *world) start() {
 		w.fw = firewall.NewMemory(firewall.Options{})
 	}
 	o := Options{Policy: w.policy, Store: w.st, Capacity: 100,
-		OpenFirewall: func(context.Context, []netip.Prefix) (firewall.Firewall, error) { return w.fw, nil },
+		OpenFirewall: func(_ context.Context, allow []netip.Prefix) (firewall.Firewall, error) {
+			w.passes = append(w.passes, allow)
+			return w.fw, nil
+		},
 		Self: func(context.Context) ([]Exempt, error) {
 			return []Exempt{{netip.MustParsePrefix("192.0.2.1/32"), "an address of this machine"}}, nil
 		}}
@@ -463,6 +467,41 @@ func TestLateConnections(t *testing.T) {
 		defer w.k.mu.Unlock()
 		if len(w.k.socks) != 0 {
 			t.Errorf("left: %v", slices.Collect(maps.Keys(w.k.socks)))
+		}
+	})
+}
+
+// A policy that is read again counts at once: what it allows is free, in the
+// gate and in the packet filter, and its rules judge what is held already.
+func TestReload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(p *policy.Policy) {
+			p.Confirm = policy.ConfirmOff
+			p.Rules = nil
+		})
+		defer w.run()()
+		ctx := t.Context()
+		w.lines(opens("198.51.100.9", 97, 1)...)
+		if _, err := w.g.Block(ctx, BlockRequest{Prefix: netip.MustParsePrefix("203.0.113.0/24"), For: time.Hour, By: "root"}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Second)
+		w.want("203.0.113.0/24")
+		p := policy.Default()
+		p.Mode, p.Confirm, p.Logs = policy.Observe, policy.ConfirmOff, []string{"/other"}
+		p.Allow = []policy.AllowEntry{{Prefix: netip.MustParsePrefix("203.0.113.7/32"), Why: "policy.yaml:3:4"}}
+		later, err := w.g.Reload(ctx, p)
+		if err != nil || !slices.Equal(later, []string{"mode", "logs"}) {
+			t.Errorf("needs a restart: %v, %v", later, err)
+		}
+		w.want("")
+		if last := w.passes[len(w.passes)-1]; join(last) != "203.0.113.7/32" {
+			t.Errorf("the packet filter lets pass %v", last)
+		}
+		time.Sleep(12 * time.Second)
+		w.want("198.51.100.9/32")
+		if s, _ := w.g.Status(ctx); s.Mode != "enforce" {
+			t.Errorf("the mode is %s without a restart", s.Mode)
 		}
 	})
 }

@@ -49,7 +49,7 @@ func startKeeper(dir string) (*keeper, error) {
 		in.Close()
 		cmd.Process.Kill()
 		cmd.Wait()
-		return nil, errors.New("starting the lab's keeper: this program does not call lab.Enter first")
+		return nil, errors.New("starting the lab's keeper: this program calls neither lab.Enter nor lab.Serve first")
 	}
 	return &keeper{cmd: cmd, in: in}, nil
 }

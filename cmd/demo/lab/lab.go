@@ -10,7 +10,7 @@
 // the world ends, however it ends. Nothing is left behind and nothing ever
 // leaves the two namespaces. All addresses are private ones.
 //
-// A program that uses the lab calls Enter first.
+// A program that uses the lab calls Enter (or Serve) first.
 package lab
 
 import (

@@ -1,0 +1,534 @@
+// Package abuse tells the network that a flood comes from: it gathers blocks
+// into cases, finds out who is responsible, writes the report, and sends it
+// once a person has approved it.
+package abuse
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Store keeps records by kind and key; *store.Store is one. Each call is one
+// transaction that has reached the disk when it returns.
+type Store interface {
+	SetRecord(kind, key string, value []byte) error
+	Record(kind, key string) ([]byte, error)
+	Records(kind string, fn func(key string, value []byte) bool) error
+	DropRecord(kind, key string) (found bool, err error)
+}
+
+// Kinds of records.
+const (
+	kindCase  = "report-case"  // Case by ID
+	kindMail  = "report-mail"  // the message as it is sent, by ID and number
+	kindState = "report-state" // keyTaken: the last block taken
+	kindBad   = "report-bad"   // addresses that bounced, until when
+	keyTaken  = "taken"
+)
+
+// Options are the parts that a Desk works with.
+type Options struct {
+	Config Config
+	Store  Store
+	// Logs gives evidence; nil: reports have the detector's numbers only.
+	Logs Logs
+	// Spare lists what is never reported: own and allowed networks. nil: none.
+	Spare func() []netip.Prefix
+	// Blocked says whether an address is blocked now, and by which block; nil: no.
+	Blocked func(netip.Addr) (netip.Prefix, bool)
+	// Refresh returns a block as it stands now: was it lifted, or pardoned?
+	// nil: blocks stay as they were taken.
+	Refresh func(id uint64) (Block, bool)
+	// Clock says how far the clock can be believed; nil is the function Clock.
+	Clock   func() string
+	Log     *slog.Logger
+	Version string
+}
+
+// Desk keeps the cases. Its methods may be called by any goroutine.
+type Desk struct {
+	config  Config
+	o       Options
+	log     *slog.Logger
+	version string
+	lookups *lookups
+	now     func() time.Time
+	step    func(string) // tests end the process here; does nothing else
+	wake    chan struct{}
+
+	preparing sync.Mutex // one round of drafts at a time
+
+	mu    sync.Mutex
+	cases map[string]*Case
+	taken uint64
+	lost  int // blocks that found no room
+}
+
+// Self is who acts where no person does.
+const Self = "smtpguard"
+
+var (
+	// ErrUnknown: there is no such case.
+	ErrUnknown = errors.New("there is no such report")
+	// ErrState: the case is not in a state in which that can be done.
+	ErrState = errors.New("the report is not at that point")
+	// ErrHeld: a cap stands against sending now; it goes out later.
+	ErrHeld = errors.New("held")
+	// ErrDoubtful: it may have been sent, or not.
+	ErrDoubtful = errors.New("it is doubtful whether it was sent")
+)
+
+// Refusal says why a report is not approved, and what can be done about it.
+type Refusal struct{ Why, Hint string }
+
+func (r *Refusal) Error() string { return "the report is not approved: " + r.Why }
+
+// New makes a Desk and reads the cases. A mail that was being handed over when
+// the program ended is Doubtful from then on: it is never sent again by itself.
+func New(o Options) (*Desk, error) { return newDesk(o, time.Now, false) }
+
+func newDesk(o Options, now func() time.Time, private bool) (*Desk, error) {
+	if err := o.Config.Check(); err != nil {
+		return nil, err
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Clock == nil {
+		o.Clock = Clock
+	}
+	d := &Desk{config: o.Config, o: o, log: o.Log, version: cmp.Or(o.Version, "0"), now: now, step: func(string) {},
+		wake: make(chan struct{}, 1), cases: map[string]*Case{}}
+	var err error
+	if d.lookups, err = newLookups(o.Config, o.Store, o.Log, now, private); err != nil {
+		return nil, err
+	}
+	var bad []error
+	err = o.Store.Records(kindCase, func(key string, value []byte) bool {
+		var c Case
+		if err := json.Unmarshal(value, &c); err != nil || c.ID != key {
+			bad = append(bad, fmt.Errorf("report %q is damaged and left out", clean(key, 40)))
+			return true
+		}
+		d.cases[c.ID] = &c
+		return true
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading the reports: %w", err)
+	}
+	for _, e := range bad {
+		d.log.Error(e.Error())
+	}
+	v, err := o.Store.Record(kindState, keyTaken)
+	if err != nil {
+		return nil, fmt.Errorf("reading which blocks were taken: %w", err)
+	}
+	if len(v) > 0 {
+		if err := json.Unmarshal(v, &d.taken); err != nil {
+			return nil, fmt.Errorf("reading which blocks were taken: %w", err)
+		}
+	}
+	for _, c := range d.cases {
+		if c.State != Queued {
+			continue
+		}
+		c.Why = "smtpguard was ended while it handed the mail over; look for Message-ID <" + c.mail().MessageID + "> in the mail server's log"
+		c.move(Doubtful, Self, c.Why, now())
+		if err := d.save(c); err != nil {
+			return nil, err
+		}
+	}
+	return d, nil
+}
+
+// Close lets go of idle connections and of the ASN database.
+func (d *Desk) Close() { d.lookups.fetch.close() }
+
+func (d *Desk) clock() string { return d.o.Clock() }
+
+// save writes a case down. d.mu is held, or nobody else knows the desk.
+func (d *Desk) save(c *Case) error {
+	v, err := json.Marshal(c)
+	if err != nil {
+		return fmt.Errorf("report %s: %w", c.ID, err)
+	}
+	if err := d.o.Store.SetRecord(kindCase, c.ID, v); err != nil {
+		return fmt.Errorf("writing report %s down: %w", c.ID, err)
+	}
+	return nil
+}
+
+// Taken is the ID of the newest block that Take has seen.
+func (d *Desk) Taken() uint64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.taken
+}
+
+// Take gathers blocks into cases. Blocks are known by their ID and may come
+// twice. Nothing is looked up on the network. After an error the same blocks
+// should be given again.
+func (d *Desk) Take(blocks ...Block) error {
+	if d.config.Mode == Off {
+		return nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	touched := map[*Case]bool{}
+	highest := d.taken
+	for _, b := range blocks {
+		if b.ID != 0 && b.ID <= d.taken {
+			continue
+		}
+		highest = max(highest, b.ID)
+		if b.Verdict == nil || b.Pardoned || !b.Prefix.IsValid() || !d.reportable(b.Prefix) {
+			continue
+		}
+		c := d.caseFor(b)
+		if c == nil {
+			d.lost++
+			continue
+		}
+		if c.take(b) {
+			touched[c] = true
+		}
+	}
+	for c := range touched {
+		if err := d.save(c); err != nil {
+			return err
+		}
+	}
+	if highest > d.taken {
+		v, err := json.Marshal(highest)
+		if err == nil {
+			err = d.o.Store.SetRecord(kindState, keyTaken, v)
+		}
+		if err != nil {
+			return fmt.Errorf("noting which blocks were taken: %w", err)
+		}
+		d.taken = highest
+	}
+	if len(touched) > 0 {
+		d.poke()
+	}
+	return nil
+}
+
+// reportable reports whether anybody but ourselves is responsible for p.
+func (d *Desk) reportable(p netip.Prefix) bool {
+	if d.config.Redirect == "" && isReserved(p) {
+		return false
+	}
+	if d.o.Spare != nil {
+		for _, s := range d.o.Spare() {
+			if s.Overlaps(p) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// caseFor finds the open case that a block belongs to, or opens one; nil if
+// there is no room. d.mu is held.
+func (d *Desk) caseFor(b Block) *Case {
+	claim, err := d.lookups.offline(b.Prefix.Addr())
+	if err != nil && !errors.Is(err, errNone) {
+		d.log.Warn("the ASN database was not used", "err", err)
+	}
+	var as uint32
+	network := provisional(b.Prefix)
+	if err == nil {
+		as = claim.Origins[0]
+		if p := claim.Prefix; p.IsValid() && p.Bits() <= b.Prefix.Bits() {
+			network = p
+		}
+	}
+	var best *Case
+	for _, c := range d.cases {
+		if !c.open(b.Since, d.config.Quiet) || c.Kind != Flood {
+			continue
+		}
+		if c.Certain && c.Network.Contains(b.Prefix.Addr()) && c.Network.Bits() <= b.Prefix.Bits() || !c.Certain && c.AS == as && c.Network == network {
+			if best == nil || c.Certain && !best.Certain || c.Certain == best.Certain && c.Opened.Before(best.Opened) {
+				best = c
+			}
+		}
+	}
+	if best != nil {
+		return best
+	}
+	if len(d.cases) >= maxCases && !d.makeRoom() {
+		return nil
+	}
+	c := &Case{ID: d.newID(b.Since), Token: newToken(), Kind: Flood, AS: as, Network: network, Opened: d.now()}
+	c.move(Gathering, Self, "", d.now())
+	d.cases[c.ID] = c
+	return c
+}
+
+// open reports whether the case still gathers at a time.
+func (c *Case) open(at time.Time, quiet time.Duration) bool {
+	return !c.State.over() && c.MergedInto == "" && at.Sub(c.LastBlock) < quiet
+}
+
+// makeRoom forgets the least interesting case; d.mu is held.
+func (d *Desk) makeRoom() bool {
+	var out *Case
+	rank := func(c *Case) int {
+		switch {
+		case c.State.over():
+			return 0
+		case c.State == Gathering:
+			return 1
+		case c.State == Held:
+			return 2
+		}
+		return 3
+	}
+	for _, c := range d.cases {
+		if rank(c) == 3 {
+			continue
+		}
+		if out == nil || rank(c) < rank(out) || rank(c) == rank(out) && (c.Connections < out.Connections || c.Connections == out.Connections && c.LastBlock.Before(out.LastBlock)) {
+			out = c
+		}
+	}
+	if out == nil {
+		return false
+	}
+	return d.drop(out) == nil
+}
+
+// drop forgets a case and what belongs to it; d.mu is held.
+func (d *Desk) drop(c *Case) error {
+	if _, err := d.o.Store.DropRecord(kindCase, c.ID); err != nil {
+		return err
+	}
+	delete(d.cases, c.ID)
+	for i := range c.Mails {
+		if _, err := d.o.Store.DropRecord(kindMail, mailKey(c, i)); err != nil {
+			return err
+		}
+		os.Remove(d.emlPath(c, i))
+		if a := c.Mails[i].Archive; a.File != "" {
+			os.Remove(d.path(a.File))
+		}
+	}
+	return nil
+}
+
+// newID is SG-YYYYMMDD-XXXXXX, unique among the cases that are kept.
+func (d *Desk) newID(t time.Time) string {
+	for {
+		var b [3]byte
+		_, _ = rand.Read(b[:])
+		id := fmt.Sprintf("SG-%s-%X", t.UTC().Format("20060102"), b)
+		if d.cases[id] == nil {
+			return id
+		}
+	}
+}
+
+// newToken is a secret of 80 bits in lower case, as fits a local part.
+func newToken() string { return "sg-" + strings.ToLower(rand.Text()[:16]) }
+
+// poke lets Run look at once.
+func (d *Desk) poke() {
+	select {
+	case d.wake <- struct{}{}:
+	default:
+	}
+}
+
+// every is how often Run looks what is due.
+const every = 15 * time.Second
+
+// Run makes the drafts that are due, sends what is approved and forgets what
+// is old, until ctx ends. What it started has ended when it returns.
+func (d *Desk) Run(ctx context.Context) error {
+	defer d.Close()
+	t := time.NewTicker(every)
+	defer t.Stop()
+	for {
+		if d.config.Mode != Off {
+			d.Work(ctx)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		case <-d.wake:
+		}
+	}
+}
+
+// Work does once what Run does all the time. Faults are logged and shown in
+// the cases.
+func (d *Desk) Work(ctx context.Context) {
+	d.refresh()
+	d.prepare(ctx, d.due())
+	d.approveAuto(ctx)
+	d.sendApproved(ctx)
+	d.forget()
+}
+
+// refresh learns what became of the blocks of cases that are not sent yet. A
+// case whose blocks were all taken back by an operator is withdrawn.
+func (d *Desk) refresh() {
+	if d.o.Refresh == nil {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, c := range d.cases {
+		if c.State != Gathering && c.State != Held && c.State != Drafted && c.State != Approved {
+			continue
+		}
+		changed := false
+		for i := range c.Blocks {
+			r := &c.Blocks[i]
+			if r.Pardoned || !r.Lifted.IsZero() {
+				continue
+			}
+			if b, ok := d.o.Refresh(r.ID); ok && (b.Pardoned || !b.Lifted.Equal(r.Lifted) || !b.Until.Equal(r.Until)) {
+				r.Pardoned, r.Lifted, r.Until = b.Pardoned, b.Lifted, b.Until
+				changed = true
+			}
+		}
+		if !changed {
+			continue
+		}
+		if len(c.live()) == 0 && c.BlockCount <= len(c.Blocks) {
+			c.Why = "an operator lifted every block of it"
+			c.move(Withdrawn, Self, c.Why, d.now())
+		}
+		if err := d.save(c); err != nil {
+			d.log.Error("a report is not written down", "err", err)
+		}
+	}
+}
+
+// due are the cases that need a draft, the largest first.
+func (d *Desk) due() []*Case {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := d.now()
+	var due []*Case
+	for _, c := range d.cases {
+		if len(c.live()) == 0 || c.MergedInto != "" {
+			continue
+		}
+		settled := now.Sub(c.LastBlock) >= d.config.Threshold.Settle
+		m := c.mail()
+		want := false
+		switch {
+		case c.State == Gathering || c.State == Held && m == nil:
+			want = (c.Connections >= d.config.Threshold.Connections || c.Held >= d.config.Threshold.Held) &&
+				(settled || now.Sub(c.FirstBlock) >= 4*d.config.Threshold.Settle)
+		case c.State == Drafted: // it grew, and nobody has put a hand on it
+			want = m.Edited == "" && c.LastID > m.LastID && settled
+		case c.State.out() && c.State != Queued && c.State != Doubtful && c.State != Bounced:
+			want = len(c.Mails) <= d.config.MaxFollowUps && settled && !m.SentAt.IsZero() &&
+				c.LastBlock.Sub(m.SentAt) >= d.config.FollowUp
+		}
+		if want {
+			due = append(due, c.clone())
+		}
+	}
+	slices.SortFunc(due, func(a, b *Case) int {
+		return cmp.Or(-cmp.Compare(a.Connections, b.Connections), -cmp.Compare(a.Held, b.Held), cmp.Compare(a.ID, b.ID))
+	})
+	return due
+}
+
+// draftsToday is how many first drafts and follow-ups were made in a day.
+func (d *Desk) draftsToday() int {
+	n := 0
+	for _, c := range d.cases {
+		for _, m := range c.Mails {
+			if d.now().Sub(m.Made) < 24*time.Hour && m.Made.Before(d.now().Add(time.Minute)) {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// forget drops what is old: cases that never came to anything after their
+// quiet time, all others after Keep.
+func (d *Desk) forget() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := d.now()
+	for _, c := range d.cases {
+		quiet := now.Sub(c.LastBlock)
+		switch {
+		case c.State == Gathering && quiet > d.config.Quiet+4*d.config.Threshold.Settle:
+		case c.State == Held && c.mail() == nil && quiet > 7*24*time.Hour:
+		case c.State != Approved && c.State != Queued && quiet > d.config.Keep && now.Sub(c.lastMove()) > d.config.Keep:
+		default:
+			continue
+		}
+		if err := d.drop(c); err != nil {
+			d.log.Error("an old report is not forgotten", "report", c.ID, "err", err)
+		}
+	}
+	if d.lookups.db != nil {
+		d.lookups.db.rest(now)
+	}
+}
+
+func (c *Case) lastMove() time.Time {
+	if len(c.History) == 0 {
+		return c.Opened
+	}
+	return c.History[len(c.History)-1].Time
+}
+
+// Cases returns every case, the newest first.
+func (d *Desk) Cases() []Case {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	all := make([]Case, 0, len(d.cases))
+	for _, c := range d.cases {
+		all = append(all, *c.clone())
+	}
+	slices.SortFunc(all, func(a, b Case) int {
+		return cmp.Or(b.LastBlock.Compare(a.LastBlock), strings.Compare(a.ID, b.ID))
+	})
+	return all
+}
+
+// Case returns one case, and the message of its newest mail as it would be
+// sent or was; nil if there is none yet.
+func (d *Desk) Case(id string) (Case, []byte, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	c, err := d.get(id)
+	if err != nil {
+		return Case{}, nil, err
+	}
+	msg, err := d.stored(c)
+	return *c.clone(), msg, err
+}
+
+// get finds a case by its ID; d.mu is held.
+func (d *Desk) get(id string) (*Case, error) {
+	c := d.cases[strings.ToUpper(strings.TrimSpace(id))]
+	if c == nil {
+		return nil, fmt.Errorf("%w: %s", ErrUnknown, quoted(id))
+	}
+	return c, nil
+}
