@@ -28,6 +28,10 @@ type Config struct {
 	// line never came (a killed child writes none); 0 means 24 h. The
 	// server's own count corrects most such cases long before.
 	MaxHeldAge time.Duration
+	// Sampled says that Sampled events come regularly, from the kernel: then
+	// they alone tell how many slots are taken, and the Count of an Opened
+	// event is kept as evidence only.
+	Sampled bool
 }
 
 // KnownGood configures the memory of addresses that delivered accepted mail or

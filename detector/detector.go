@@ -46,7 +46,7 @@ type Detector struct {
 	opn   rings[uint32]
 
 	holders    slab[holder]
-	byPort     map[uint64]uint32
+	byPort     table // address and port -> holder
 	young, old byAge // of the server's present run; from before its restart
 	gen        uint32
 
@@ -91,7 +91,7 @@ func New(cfg Config) (*Detector, error) {
 	d := &Detector{
 		cfg:      cfg,
 		index:    newTable(),
-		byPort:   make(map[uint64]uint32),
+		byPort:   newTable(),
 		gen:      1,
 		capacity: cfg.Capacity,
 		how:      CapacityConfigured,
@@ -164,6 +164,9 @@ func New(cfg Config) (*Detector, error) {
 			opens = opens || len(lv.opn) > 0
 			lv.opens = opens
 		}
+	}
+	for i := range d.levels {
+		d.levels[i].slack, d.levels[i].calm = d.ease(i)
 	}
 	d.sat.stride = ringLen * len(d.satWindows)
 	d.opn.stride = ringLen * len(d.opnWindows)

@@ -73,17 +73,17 @@ type Event struct {
 	// Time is the log line's own time. The zero time means "at the time of
 	// the event before".
 	Time time.Time
-	Kind Kind
 	// Source is the peer's address, unmapped and without zone. It is invalid
 	// for Tick, DaemonStarted and Sampled.
 	Source netip.Addr
-	// Port is the peer's TCP port; 0 if the log does not say.
-	Port uint16
 	// Local is the server's own address and port; its zero value if the log
 	// does not say.
 	Local netip.AddrPort
 	// Count is explained at Opened and Sampled; 0 if not known.
 	Count int
+	// Port is the peer's TCP port; 0 if the log does not say.
+	Port uint16
+	Kind Kind
 	// Reason is explained at Refused and Closed.
 	Reason Reason
 }

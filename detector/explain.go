@@ -36,7 +36,7 @@ func (d *Detector) Stats() Stats {
 	s.KnownGood = d.goods.index.n
 	s.Memory = int64(len(d.nodes.blocks))*slabSize*nodeBytes + d.index.bytes() +
 		int64(len(d.goods.slab.blocks))*slabSize*goodBytes + d.goods.index.bytes() +
-		int64(len(d.holders.blocks))*slabSize*holderBytes + int64(d.holders.used)*48 +
+		int64(len(d.holders.blocks))*slabSize*holderBytes + d.byPort.bytes() +
 		int64(len(d.sat.blocks))*ringsPerBlock*int64(d.sat.stride)*8 + int64(len(d.sat.owner))*8 +
 		int64(len(d.opn.blocks))*ringsPerBlock*int64(d.opn.stride)*4 + int64(len(d.opn.owner))*8
 	return s

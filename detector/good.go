@@ -43,7 +43,12 @@ func (g *goods) init(c KnownGood) {
 }
 
 func (g *goods) find(k key) uint32 {
-	return g.index.get(k, func(i uint32) *key { return &g.slab.at(i).key })
+	h := g.index.hash(k)
+	n, at := g.index.next(h, h)
+	for n != 0 && g.slab.at(n).key != k {
+		n, at = g.index.next(h, at+1)
+	}
+	return n
 }
 
 // get is the entry of k, made if need be; then the longest unused of sixteen
@@ -63,11 +68,11 @@ func (g *goods) get(k key) *good {
 				worst = g.hand
 			}
 		}
-		g.index.delete(g.slab.at(worst).key, worst)
+		g.index.delete(g.index.hash(g.slab.at(worst).key), worst)
 		g.slab.release(worst)
 	}
 	i := g.slab.alloc()
-	g.index.put(k, i)
+	g.index.put(g.index.hash(k), i)
 	e := g.slab.at(i)
 	e.key = k
 	return e
@@ -195,7 +200,7 @@ func (d *Detector) ForgetGood(a netip.Addr) {
 	}
 	k := keyOf(a)
 	if i := d.goods.find(k); i != 0 {
-		d.goods.index.delete(k, i)
+		d.goods.index.delete(d.goods.index.hash(k), i)
 		*d.goods.slab.at(i) = good{}
 		d.goods.slab.release(i)
 	}

@@ -2,6 +2,7 @@ package detector
 
 import (
 	"cmp"
+	"math"
 	"slices"
 	"time"
 )
@@ -185,7 +186,9 @@ func (d *Detector) evaluate() {
 		d.cands = d.cands[:0]
 		if d.p > 0 && len(l.sat) > 0 {
 			for _, i := range l.active {
-				d.judge(i, l.sat)
+				if d.nodes.at(i).wake <= d.integral {
+					d.judge(i, l.sat)
+				}
 			}
 			if lv == 0 {
 				d.along(l.active)
@@ -210,20 +213,26 @@ func (d *Detector) evaluate() {
 	d.followHot()
 }
 
-// judge makes a candidate of node i if it crosses one of rules.
+// judge makes a candidate of node i if it crosses one of rules, which are all
+// of its level with one metric. If not, it notes how much is missing.
 func (d *Detector) judge(i uint32, rules []int) {
 	n := d.nodes.at(i)
 	if n.cool > d.now {
 		return
 	}
+	room := math.Inf(1)
 	for _, r := range rules {
 		rule := &d.cfg.Rules[r]
-		if rule.Metric == Saturation && d.now%d.step[r] != 0 {
+		if n.level == 0 && !d.applies(r, n.key) {
 			continue
 		}
 		s := d.score(i, r)
+		room = min(room, d.room(r, n.level, s))
+		if rule.Metric == Saturation && d.now%d.step[r] != 0 {
+			continue
+		}
 		if n.level == 0 {
-			if s < rule.Threshold-epsilon || !d.applies(r, n.key) {
+			if s < rule.Threshold-epsilon {
 				continue
 			}
 			if t := d.threshold(n, rule); s >= t-epsilon {
@@ -239,6 +248,67 @@ func (d *Detector) judge(i uint32, rules []int) {
 		if c, ok := d.judgePrefix(i, r, s, t); ok {
 			d.cands = append(d.cands, c)
 			return
+		}
+	}
+	if d.cfg.Rules[rules[0]].Metric == Saturation {
+		n.wake = d.integral + max(0, room)*float64(d.capacity)/float64(n.held)
+	} else {
+		n.calm = n.opens + opensIn(room)
+	}
+}
+
+// Most sources are far from every threshold most of the time, and need not be
+// looked at: a score grows by no more than what is held, times the pressure,
+// or by one with each open, and only shrinks by itself. So what is missing to
+// the lowest threshold of all says for how long nothing can happen; node.wake
+// and node.calm keep that.
+
+// room is what a source at level, whose score under rule r is s, at least
+// lacks to cross it: slot-time in seconds by slot of the capacity, or opens.
+func (d *Detector) room(r int, level uint8, s float64) float64 {
+	rule := &d.cfg.Rules[r]
+	t := rule.Threshold - 2*epsilon - s
+	if rule.Metric == Opens {
+		return t
+	}
+	if level > 0 {
+		t -= rule.Threshold * (1 - scarFactor)
+	}
+	return t * rule.Window.Seconds()
+}
+
+// opensIn is room as a number of opens.
+func opensIn(room float64) uint32 { return uint32(max(0, min(math.Ceil(room), math.MaxInt32))) }
+
+// ease is the room of a source at lv that did nothing yet.
+func (d *Detector) ease(lv int) (slack float64, calm uint32) {
+	slack, opens := math.Inf(1), math.Inf(1)
+	for _, r := range d.levels[lv].sat {
+		slack = min(slack, d.room(r, uint8(lv), 0))
+	}
+	for _, r := range d.levels[lv].opn {
+		opens = min(opens, d.room(r, uint8(lv), 0))
+	}
+	return slack, opensIn(opens)
+}
+
+// hurry shortens the rest of n, at lv, which held was slots and gets one more.
+func (d *Detector) hurry(n *node, was int32, lv *level) {
+	switch {
+	case was > 0 && n.wake > d.integral:
+		n.wake = d.integral + (n.wake-d.integral)*float64(was)/float64(was+1)
+	case was == 0 && n.sat == 0:
+		n.wake = d.integral + lv.slack*float64(d.capacity)
+	default:
+		n.wake = 0
+	}
+}
+
+// wakeAll has everyone judged at the next step of the grid.
+func (d *Detector) wakeAll() {
+	for lv := range d.levels {
+		for _, i := range d.levels[lv].active {
+			d.nodes.at(i).wake = 0
 		}
 	}
 }
@@ -297,7 +367,7 @@ func (c *candidate) crosses(sources, least int) bool {
 // opened a connection.
 func (d *Detector) storm(i uint32) {
 	n := d.nodes.at(i)
-	if rules := d.levels[0].opn; len(rules) > 0 && n.cool <= d.now {
+	if rules := d.levels[0].opn; len(rules) > 0 && n.cool <= d.now && n.restless() {
 		d.cands = d.cands[:0]
 		d.judge(i, rules)
 		for j := range d.cands {
@@ -306,18 +376,28 @@ func (d *Detector) storm(i uint32) {
 	}
 	for p := n.parent; p != 0; p = d.nodes.at(p).parent {
 		n := d.nodes.at(p)
-		if n.listed || n.cool > d.now {
+		if n.listed || n.cool > d.now || !n.restless() {
 			continue
 		}
+		room := math.Inf(1)
 		for _, r := range d.levels[n.level].opn {
-			if d.opnScore(n, d.window[r]) >= d.cfg.Rules[r].Threshold-epsilon {
+			s := d.opnScore(n, d.window[r])
+			if s >= d.cfg.Rules[r].Threshold-epsilon {
 				n.listed = true
 				d.stormy = append(d.stormy, p)
 				break
 			}
+			room = min(room, d.room(r, n.level, s))
+		}
+		if !n.listed {
+			n.calm = n.opens + opensIn(room)
 		}
 	}
 }
+
+// restless says whether n opened so many connections that it may be over a
+// threshold. The count may run over.
+func (n *node) restless() bool { return int32(n.opens-n.calm) >= 0 }
 
 // pronounce makes the verdict on c.
 func (d *Detector) pronounce(c *candidate) {

@@ -48,7 +48,18 @@ func (d *Detector) Holders() iter.Seq[Holder] {
 	}
 }
 
-func holderKey(node uint32, port uint16) uint64 { return uint64(node)<<16 | uint64(port) }
+// holder finds the connection from port of address k; 0 if there is none.
+func (d *Detector) holder(k key, port uint16) uint32 {
+	h := d.byPort.hashPort(k, port)
+	n, at := d.byPort.next(h, h)
+	for n != 0 {
+		if x := d.holders.at(n); x.port == port && d.nodes.at(x.node).key == k {
+			break
+		}
+		n, at = d.byPort.next(h, at+1)
+	}
+	return n
+}
 
 // list is the list that h is in.
 func (d *Detector) list(h *holder) *byAge {
@@ -61,7 +72,7 @@ func (d *Detector) list(h *holder) *byAge {
 // take gives address i a slot.
 func (d *Detector) take(i uint32, port uint16, count int) {
 	if port != 0 {
-		if h, ok := d.byPort[holderKey(i, port)]; ok {
+		if h := d.holder(d.nodes.at(i).key, port); h != 0 {
 			d.free(h) // its closing line was lost
 		}
 	}
@@ -96,7 +107,7 @@ func (d *Detector) take(i uint32, port uint16, count int) {
 	}
 	n.tail = hi
 	if port != 0 {
-		d.byPort[holderKey(i, port)] = hi
+		d.byPort.put(d.byPort.hashPort(n.key, port), hi)
 	}
 	d.change(i, 1)
 }
@@ -128,7 +139,7 @@ func (d *Detector) free(hi uint32) {
 		n.tail = h.up
 	}
 	if h.port != 0 {
-		delete(d.byPort, holderKey(h.node, h.port))
+		d.byPort.delete(d.byPort.hashPort(n.key, h.port), hi)
 	}
 	if h.gen == d.gen && d.taken > 0 {
 		d.taken--
@@ -155,7 +166,11 @@ func (d *Detector) opened(ev *Event) {
 	d.countOpen(i)
 	d.recent[d.recentN%uint32(len(d.recent))] = recentOpen{d.nodes.at(i).key, d.now, int32(min(ev.Count, 1<<30)), ev.Port}
 	d.recentN++
-	d.counted(ev.Count, before, ev.Port == 0)
+	count := ev.Count
+	if d.cfg.Sampled {
+		count = 0 // whoever can write a line can write any number
+	}
+	d.counted(count, before, ev.Port == 0)
 	d.storm(i)
 }
 
@@ -201,20 +216,16 @@ func (d *Detector) counted(count, before int, portless bool) {
 
 // closed: a connection gave its slot back.
 func (d *Detector) closed(ev *Event) {
-	i := d.find(keyOf(ev.Source))
-	if i == 0 {
-		return
-	}
-	h := uint32(0)
+	k, h := keyOf(ev.Source), uint32(0)
 	if ev.Port != 0 {
-		h = d.byPort[holderKey(i, ev.Port)]
-	} else {
+		h = d.holder(k, ev.Port)
+	} else if i := d.find(k); i != 0 {
 		h = d.nodes.at(i).head
 	}
 	if h == 0 {
 		return
 	}
-	d.nodes.at(i).last = d.now
+	d.nodes.at(d.holders.at(h).node).last = d.now
 	d.stats.Closed++
 	d.free(h)
 }
@@ -234,6 +245,9 @@ func (d *Detector) refused(ev *Event) {
 		return
 	}
 	if d.cfg.Capacity == 0 && d.maxCount >= minCapacity {
+		if d.maxCount < d.capacity {
+			d.wakeAll() // all shares are larger now
+		}
 		d.capacity, d.how = d.maxCount, CapacityFromRefusals
 	}
 	d.taken, d.anchored, d.anchor = d.capacity, true, d.now

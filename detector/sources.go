@@ -23,6 +23,10 @@ type node struct {
 	// saturation rings are written.
 	lastT int64
 	lastP float64
+	// wake is the integral of the pressure before which the source crosses no
+	// saturation rule, whatever happens but that it gets another slot; 0 then,
+	// and when nothing is known.
+	wake float64
 	// lastOpen is the time of the last open, 0: none. The opens rings are
 	// written up to it; while there are none it stands for itself alone.
 	lastOpen int64
@@ -33,8 +37,10 @@ type node struct {
 	pos                       uint32 // place in levels[level].active, if held > 0
 	held                      int32
 	opens, refused, accepted  uint32
-	level                     uint8
-	listed                    bool // in Detector.stormy
+	// calm is the number of opens before which it crosses no rule on opens.
+	calm   uint32
+	level  uint8
+	listed bool // in Detector.stormy
 }
 
 // level is a prefix length of one family, or (level 0) single addresses.
@@ -47,17 +53,22 @@ type level struct {
 	// opens is set if opens are counted here: for a rule of this level, or
 	// because a wider one must be able to leave this one out.
 	opens bool
+	// No source here that did nothing yet crosses a rule with less than so
+	// much slot-time, in seconds by slot of the capacity, and before so many
+	// opens. See hurry and node.calm.
+	slack float64
+	calm  uint32
 }
 
 // What one of each costs, in bytes, with its place in the tables at their
-// emptiest, right after they grew (a Go map's for holders is an estimate).
+// emptiest, right after they grew.
 const (
 	nodeBytes   = int64(unsafe.Sizeof(node{}))
 	holderBytes = int64(unsafe.Sizeof(holder{}))
 	goodBytes   = int64(unsafe.Sizeof(good{}))
 
 	nodeCost   = nodeBytes + 22 + 4
-	holderCost = holderBytes + 48 + 4
+	holderCost = holderBytes + 22 + 4
 	goodCost   = goodBytes + 22 + 4
 )
 
@@ -82,7 +93,12 @@ func (d *Detector) budget() {
 
 // find is the node of k, or 0.
 func (d *Detector) find(k key) uint32 {
-	return d.index.get(k, func(i uint32) *key { return &d.nodes.at(i).key })
+	h := d.index.hash(k)
+	n, at := d.index.next(h, h)
+	for n != 0 && d.nodes.at(n).key != k {
+		n, at = d.index.next(h, at+1)
+	}
+	return n
 }
 
 // source is the node of address k, made if need be with the prefixes around
@@ -119,14 +135,16 @@ func (d *Detector) add(k key, lv uint8, parent uint32) uint32 {
 			return 0
 		}
 	}
-	*d.nodes.at(i) = node{key: k, level: lv, parent: parent, first: d.now, last: d.now, lastT: d.now, lastP: d.integral}
-	d.index.put(k, i)
+	n := d.nodes.at(i) // zeroed
+	n.key, n.level, n.parent, n.calm = k, lv, parent, d.levels[lv].calm
+	n.first, n.last, n.lastT, n.lastP = d.now, d.now, d.now, d.integral
+	d.index.put(d.index.hash(k), i)
 	if parent != 0 {
 		p := d.nodes.at(parent)
 		if p.child != 0 {
 			d.nodes.at(p.child).prev = i
 		}
-		d.nodes.at(i).next = p.child
+		n.next = p.child
 		p.child = i
 	}
 	if lv == 0 {
@@ -137,7 +155,7 @@ func (d *Detector) add(k key, lv uint8, parent uint32) uint32 {
 
 // evict removes one source that holds nothing: of eight, the one with the
 // smallest contribution, and among those without any the one that was quiet
-// for longest. keep stays.
+// for longest; or the first of which nothing is in any window. keep stays.
 func (d *Detector) evict(keep uint32) {
 	const sample, most = 8, 4096
 	var best uint32
@@ -154,7 +172,14 @@ func (d *Detector) evict(keep uint32) {
 		if n.key.bits == 0 || i == keep || n.child != 0 || n.held > 0 || n.cool > d.now {
 			continue
 		}
+		if n.sat == 0 && n.opn == 0 && d.now-n.last > max(d.satMemory, d.opnMemory) {
+			best = i
+			break
+		}
 		seen++
+		if best != 0 && bestScore <= 0 && n.last >= bestLast {
+			continue // no score is below 0
+		}
 		var score float64
 		for w := range d.satWindows {
 			score = max(score, d.satScore(i, w))
@@ -200,7 +225,7 @@ func (d *Detector) drop(i uint32) {
 	if len(d.hots) > 0 {
 		d.hots = slices.DeleteFunc(d.hots, func(h hot) bool { return h.node == i })
 	}
-	d.index.delete(n.key, i)
+	d.index.delete(d.index.hash(n.key), i)
 	*n = node{}
 	d.nodes.release(i)
 }
@@ -209,10 +234,15 @@ func (d *Detector) drop(i uint32) {
 func (d *Detector) change(i uint32, delta int32) {
 	for i != 0 {
 		n := d.nodes.at(i)
-		d.accrue(i)
+		if n.lastP != d.integral {
+			d.accrue(i) // else there is nothing to write for what it held till now
+		}
 		was := n.held
 		n.held += delta
 		lv := &d.levels[n.level]
+		if delta > 0 {
+			d.hurry(n, was, lv)
+		}
 		switch {
 		case was == 0:
 			n.pos = uint32(len(lv.active))
@@ -271,7 +301,9 @@ func (d *Detector) accrue(i uint32) {
 // newSat makes saturation rings for node i. When there are no more, the
 // smallest of eight that belong to sources without held slots go.
 func (d *Detector) newSat(i uint32) uint32 {
-	d.sweepSat()
+	if len(d.sat.free) == 0 {
+		d.sweepSat()
+	}
 	if r := d.sat.alloc(i); r != 0 {
 		return r
 	}
@@ -387,13 +419,8 @@ func (d *Detector) writeOpen(i uint32, n *node) {
 // newOpn makes opens rings for node i; when there are no more, the smallest of
 // eight go.
 func (d *Detector) newOpn(i uint32) uint32 {
-	for range 2 {
-		if o := d.opn.step(); o != 0 {
-			if n := d.nodes.at(o); d.now-n.lastOpen > d.opnMemory {
-				d.opn.release(n.opn)
-				n.opn = 0
-			}
-		}
+	if len(d.opn.free) == 0 {
+		d.sweepOpn()
 	}
 	if r := d.opn.alloc(i); r != 0 {
 		return r
@@ -422,6 +449,18 @@ func (d *Detector) newOpn(i uint32) uint32 {
 	n.opn = 0
 	d.stats.Evicted++
 	return d.opn.alloc(i)
+}
+
+// sweepOpn frees up to two rings in which nothing is left.
+func (d *Detector) sweepOpn() {
+	for range 2 {
+		if o := d.opn.step(); o != 0 {
+			if n := d.nodes.at(o); d.now-n.lastOpen > d.opnMemory {
+				d.opn.release(n.opn)
+				n.opn = 0
+			}
+		}
+	}
 }
 
 // opnScore is the number of connections that n opened in window w, now.

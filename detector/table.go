@@ -5,7 +5,7 @@ import (
 	"math/rand/v2"
 )
 
-// table finds numbers by key. It is open-addressed with linear probing, and
+// table finds numbers by the hash of what they stand for. It is open-addressed with linear probing, and
 // holds 32 bits of the hash beside each number, so that a lookup costs one
 // cache line here and one at the thing itself; a Go map with 24 byte keys
 // took twice the time. The hash is seeded: nobody outside can choose
@@ -26,23 +26,28 @@ func (t *table) hash(k key) uint32 {
 	return uint32((hi ^ lo) >> 16)
 }
 
-// get is the number of k, 0 if it has none. at gives the key of a number.
-func (t *table) get(k key, at func(uint32) *key) uint32 {
-	h := t.hash(k)
+// hashPort is the hash of a port of address k.
+func (t *table) hashPort(k key, port uint16) uint32 {
+	k.hi ^= uint64(port) << 48 // of real addresses few differ there
+	return t.hash(k)
+}
+
+// next is the next number with hash h, from place at on, and its place; 0 if
+// there is none. The first place to look at is h, and after it the one that
+// follows. Whether the number stands for what was looked for is for the
+// caller to see.
+func (t *table) next(h, at uint32) (n, place uint32) {
 	mask := uint32(len(t.slots) - 1)
-	for i := h & mask; ; i = (i + 1) & mask {
+	for i := at & mask; ; i = (i + 1) & mask {
 		s := t.slots[i]
-		if s == 0 {
-			return 0
-		}
-		if uint32(s>>32) == h && *at(uint32(s)) == k {
-			return uint32(s)
+		if s == 0 || uint32(s>>32) == h {
+			return uint32(s), i
 		}
 	}
 }
 
-// put gives k, which has none, the number n, which is not 0.
-func (t *table) put(k key, n uint32) {
+// put adds the number n, which is not 0, with hash h.
+func (t *table) put(h, n uint32) {
 	if t.n++; t.n > len(t.slots)/4*3 {
 		old := t.slots
 		t.slots = make([]uint64, 2*len(old))
@@ -52,7 +57,7 @@ func (t *table) put(k key, n uint32) {
 			}
 		}
 	}
-	t.place(uint64(t.hash(k))<<32 | uint64(n))
+	t.place(uint64(h)<<32 | uint64(n))
 }
 
 func (t *table) place(s uint64) {
@@ -64,9 +69,8 @@ func (t *table) place(s uint64) {
 	t.slots[i] = s
 }
 
-// delete takes the number n from k, which has it.
-func (t *table) delete(k key, n uint32) {
-	h := t.hash(k)
+// delete takes out the number n, which has hash h.
+func (t *table) delete(h, n uint32) {
 	mask := uint32(len(t.slots) - 1)
 	i := h & mask
 	for want := uint64(h)<<32 | uint64(n); t.slots[i] != want; i = (i + 1) & mask {

@@ -201,6 +201,7 @@ func newDetector(o Options) (*detector.Detector, error) {
 		PressureFrom: o.Policy.Saturation.PressureFrom,
 		SaturatedAt:  o.Policy.Saturation.SaturatedAt,
 		Memory:       o.Policy.Memory,
+		Sampled:      o.Sockets != nil,
 		KnownGood: detector.KnownGood{
 			Factor: o.Policy.KnownGood.Factor,
 			MaxAge: o.Policy.KnownGood.MaxAge,
@@ -240,7 +241,7 @@ func (g *Guard) do(ctx context.Context, f func(context.Context)) error {
 // How often the deciding goroutine looks at things.
 const (
 	tickEvery      = 250 * time.Millisecond // passing of time while the log is silent
-	sampleEvery    = time.Second            // the socket table
+	sampleEvery    = 500 * time.Millisecond // the socket table
 	sampleFast     = 100 * time.Millisecond // the socket table while a verdict waits for it
 	structureEvery = 5 * time.Second        // are our rules still there?
 	contentEvery   = time.Minute            // are exactly our entries in them?
@@ -424,6 +425,9 @@ func (g *Guard) counts(l *logState, ev *detector.Event, now time.Time) bool {
 		l.opens++
 		if ev.Port == 0 {
 			l.portless++
+		}
+		if g.table.usable && g.table.distrusts(now) {
+			return false
 		}
 		// Without ports the log cannot say which connection ended, and the
 		// socket table can: let it speak alone.

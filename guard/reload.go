@@ -48,7 +48,7 @@ func (g *Guard) Reload(ctx context.Context, p *policy.Policy) (later []string, e
 			for h := range g.det.Holders() {
 				det.Observe(&detector.Event{Kind: detector.Opened, Source: h.Addr, Port: h.Port, Time: h.Since})
 			}
-			g.det, g.table.gone = det, nil
+			g.det = det
 		}
 		g.policy, g.gate.block = &merged, merged.Block
 		g.rebuildAllow()

@@ -253,6 +253,16 @@ func (g *Guard) warnings(s Status) []string {
 			w = append(w, l.Path+" is written faster than it is read")
 		}
 	}
+	if g.table.usable && g.table.distrusts(s.Time) {
+		w = append(w, "the log tells of many connections that the kernel does not have: somebody forges lines, or Exim runs in another network namespace; the kernel alone is believed")
+	}
+	for _, l := range s.Logs {
+		if l.Lines == 0 {
+			if _, err := os.Stat(l.Path); err != nil {
+				w = append(w, "the log cannot be read yet: "+err.Error())
+			}
+		}
+	}
 	if s.Sockets.Confirm && !s.Sockets.Usable {
 		w = append(w, "the kernel's socket table cannot be read: no verdict can be confirmed, nothing is blocked by itself")
 	}

@@ -17,7 +17,27 @@ type table struct {
 	at     time.Time
 	past   []sample // newest last, no older than tablePast
 	known  map[netip.AddrPort]bool
-	gone   map[netip.AddrPort]bool
+	// phantoms counts the connections that the log told of and the table does
+	// not have, since phantomsAt.
+	phantoms   int
+	phantomsAt time.Time
+	distrust   time.Time // until then lines that open connections hold no slots
+}
+
+// distrusts reports whether the log has lately told of many connections that
+// do not exist: somebody forges lines, or these are another host's.
+func (t *table) distrusts(now time.Time) bool { return now.Before(t.distrust) }
+
+// phantom notes a connection that the log told of and the table does not have.
+// Without forgery there is one now and then: a child of the server that was
+// killed, or one whose closing line was not read yet.
+func (t *table) phantom(now time.Time) {
+	if now.Sub(t.phantomsAt) > phantomsIn {
+		t.phantoms, t.phantomsAt = 0, now
+	}
+	if t.phantoms++; t.phantoms > phantomsMax {
+		t.distrust = now.Add(distrustFor)
+	}
 }
 
 // sample is one reading of the table.
@@ -54,6 +74,11 @@ const (
 	// that may well open some connections, but hardly that many.
 	stormShare = 0.2
 	stormPeers = 3
+	// More than phantomsMax connections within phantomsIn that only the log
+	// knows: for distrustFor the socket table alone says who holds slots.
+	phantomsMax = 200
+	phantomsIn  = 10 * time.Second
+	distrustFor = time.Minute
 	// seenMax bounds what one sample remembers of connections that hold
 	// nothing.
 	seenMax = 20_000
@@ -114,14 +139,18 @@ func (g *Guard) caughtUp() bool {
 	return true
 }
 
-// correct tells the detector what the socket table knows better than the
-// log: connections that no line told of (Exim's default log_selector has no
-// such lines, and there are none from before this start), and connections
-// that ended without a line. Only what two readings in a row agree on counts:
-// lines may be on their way.
+// correct tells the detector what the socket table knows better than the log:
+// connections that no line told of (Exim's default log_selector has no such
+// lines, and there are none from before this start), and connections that
+// ended without a line, or were never there.
+//
+// A line is written after its connection was accepted, and every line that the
+// detector has seen was read before the table: what is not in the table now
+// has ended. The other way round a line may still be on its way, so a
+// connection must be there twice before it is taken for one without a line.
 func (g *Guard) correct(ctx context.Context, now time.Time, before map[netip.AddrPort]bool, s sample) {
 	believed := make(map[netip.AddrPort]bool, len(g.table.known))
-	gone := make(map[netip.AddrPort]bool)
+	var gone []netip.AddrPort
 	for h := range g.det.Holders() {
 		if h.Port == 0 {
 			continue
@@ -129,7 +158,7 @@ func (g *Guard) correct(ctx context.Context, now time.Time, before map[netip.Add
 		peer := netip.AddrPortFrom(h.Addr, h.Port)
 		believed[peer] = true
 		if !g.table.known[peer] {
-			gone[peer] = true
+			gone = append(gone, peer)
 		}
 	}
 	feed := func(ev detector.Event) {
@@ -137,13 +166,12 @@ func (g *Guard) correct(ctx context.Context, now time.Time, before map[netip.Add
 			g.decide(ctx, vs, now)
 		}
 	}
-	for peer := range gone {
-		if g.table.gone[peer] {
-			delete(gone, peer)
-			feed(detector.Event{Time: now, Kind: detector.Closed, Source: peer.Addr(), Port: peer.Port(), Reason: detector.ClosedVanished})
-		}
+	// First those that are gone, then the count: else the detector would make
+	// room for the count by letting go of the oldest, which are the true ones.
+	for _, peer := range gone {
+		g.table.phantom(now)
+		feed(detector.Event{Time: now, Kind: detector.Closed, Source: peer.Addr(), Port: peer.Port(), Reason: detector.ClosedVanished})
 	}
-	g.table.gone = gone
 	for peer := range g.table.known {
 		if believed[peer] || !before[peer] {
 			continue

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -48,8 +49,13 @@ func (b *block) parse(p *exim.Parser) {
 			rest = nil
 		}
 		b.lines++
-		var ev detector.Event
-		if len(line) > maxLine || !p.Parse(line, &ev) {
+		// Parsed in its place: an event is large, and most lines give one.
+		n := len(b.events)
+		if n == cap(b.events) {
+			b.events = slices.Grow(b.events, 1)
+		}
+		ev := &b.events[:n+1][n]
+		if len(line) > maxLine || !p.Parse(line, ev) {
 			b.unparsed++
 			continue
 		}
@@ -58,7 +64,7 @@ func (b *block) parse(p *exim.Parser) {
 		}
 		if ev.Kind == detector.Tick {
 			if tick {
-				b.events[len(b.events)-1] = ev
+				b.events[n-1] = *ev
 				continue
 			}
 			tick = true
@@ -66,7 +72,7 @@ func (b *block) parse(p *exim.Parser) {
 			tick = false
 			b.count++
 		}
-		b.events = append(b.events, ev)
+		b.events = b.events[:n+1]
 	}
 }
 

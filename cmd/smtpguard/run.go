@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -80,6 +81,10 @@ func (e *env) run(c *cli.Context) (err error) {
 	logs, err := findLogs(p, mta, mtaErr)
 	if err != nil {
 		return err
+	}
+	if mtaErr == nil && !slices.ContainsFunc(logs, func(l string) bool { return sameFile(l, mta.MainLog) }) {
+		log.Info("this machine's Exim writes another log than the one that is followed; its configuration is left aside", "writes", mta.MainLog)
+		mtaErr = errors.New("of another log")
 	}
 
 	// Nothing is changed before everything that can be refused was tried: the
@@ -206,6 +211,10 @@ func findLogs(p *policy.Policy, mta exim.Config, mtaErr error) ([]string, error)
 		if mtaErr == nil {
 			found = mta.MainLog
 		}
+		if strings.Contains(found, "%") {
+			return nil, withHint(fmt.Errorf("Exim writes a log with the date in its name (%s), which cannot be followed", found),
+				"log_file_path without %D and logrotate, or `logs:` with the path of a log that keeps its name")
+		}
 		for _, cand := range policy.LogCandidates {
 			if found != "" {
 				break
@@ -235,6 +244,15 @@ func findLogs(p *policy.Policy, mta exim.Config, mtaErr error) ([]string, error)
 	}
 	slices.Sort(logs)
 	return slices.Compact(logs), nil
+}
+
+func sameFile(a, b string) bool {
+	if filepath.Clean(a) == filepath.Clean(b) {
+		return true
+	}
+	fa, errA := os.Stat(a)
+	fb, errB := os.Stat(b)
+	return errA == nil && errB == nil && os.SameFile(fa, fb)
 }
 
 // zoneOf is the zone of timestamps that state none: Exim's own setting, else
