@@ -79,14 +79,11 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 			return fmt.Errorf("the daemon answered %s", resp.Status)
 		}
 		if len(f.Blocks) > 0 {
-			if b, err := json.Marshal(f.Blocks); err == nil {
-				_ = json.Unmarshal(b, out) // lists take it; a single block does not, and need not
+			if list, ok := out.(*[]store.Block); ok {
+				*list = f.Blocks
 			}
 		}
-		switch {
-		case f.Refused != nil:
-			return f.Refused
-		case f.Covered != nil:
+		if f.Covered != nil {
 			return f.Covered
 		}
 		return errors.New(f.Error)
@@ -129,9 +126,20 @@ func (c *Client) Allowed(ctx context.Context) (v []guard.AllowInfo, err error) {
 	return v, err
 }
 
-func (c *Client) Block(ctx context.Context, r guard.BlockRequest) (v store.Block, err error) {
-	err = c.call(ctx, http.MethodPost, pathBlock, change{Prefix: r.Prefix, For: r.For, Text: r.Reason}, &v)
-	return v, err
+func (c *Client) Block(ctx context.Context, reqs []guard.BlockRequest, dry bool) (out []guard.BlockOutcome, err error) {
+	for chunk := range slices.Chunk(reqs, blockChunk) {
+		var part []guard.BlockOutcome
+		if err := c.call(ctx, http.MethodPost, pathBlock, change{Block: chunk, Dry: dry}, &part); err != nil {
+			return out, err
+		}
+		out = append(out, part...)
+	}
+	return out, nil
+}
+
+func (c *Client) Sync(ctx context.Context) (n int, err error) {
+	err = c.call(ctx, http.MethodPost, pathSync, change{}, &n)
+	return n, err
 }
 
 func (c *Client) Unblock(ctx context.Context, p netip.Prefix, _ string) (v []store.Block, err error) {

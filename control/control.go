@@ -18,7 +18,8 @@ type Guard interface {
 	Blocks(ctx context.Context) ([]guard.BlockInfo, error)
 	History(ctx context.Context, p netip.Prefix) ([]guard.BlockInfo, error)
 	Explain(ctx context.Context, p netip.Prefix) (guard.Explanation, error)
-	Block(ctx context.Context, r guard.BlockRequest) (store.Block, error)
+	Block(ctx context.Context, reqs []guard.BlockRequest, dry bool) ([]guard.BlockOutcome, error)
+	Sync(ctx context.Context) (int, error)
 	Unblock(ctx context.Context, p netip.Prefix, by string) ([]store.Block, error)
 	Allow(ctx context.Context, e store.AllowEntry) ([]store.Block, error)
 	Disallow(ctx context.Context, p netip.Prefix) (bool, error)
@@ -38,28 +39,30 @@ const (
 	pathAllowed = "/v1/allowed"
 	pathForget  = "/v1/disallow"
 	pathLearn   = "/v1/learn"
+	pathSync    = "/v1/sync"
 
 	maxRequest = 256 << 10
 	learnChunk = 1000      // known good senders in one request
+	blockChunk = 100       // blocks in one request: each may have a reason of 500 bytes
 	maxAnswer  = 256 << 20 // 100,000 blocks with their evidence
 	deadline   = 30 * time.Second
 )
 
 // change is the body of every request that changes something.
 type change struct {
-	Prefix netip.Prefix  `json:"prefix,omitzero"`
-	All    bool          `json:"all,omitempty"`
-	For    time.Duration `json:"for_ns,omitempty"`
-	Until  time.Time     `json:"until,omitzero"`
-	Text   string        `json:"text,omitempty"`
-	Good   []store.Good  `json:"good,omitempty"`
+	Prefix netip.Prefix `json:"prefix,omitzero"`
+	All    bool         `json:"all,omitempty"`
+	Until  time.Time    `json:"until,omitzero"`
+	Text   string       `json:"text,omitempty"`
+	Good   []store.Good `json:"good,omitempty"`
+
+	Block []guard.BlockRequest `json:"block,omitempty"`
+	Dry   bool                 `json:"dry,omitempty"`
 }
 
 // failure is the body of every answer but 200.
 type failure struct {
 	Error   string              `json:"error"`
-	Hint    string              `json:"hint,omitempty"`
-	Refused *guard.Refusal      `json:"refused,omitempty"`
 	Covered *guard.CoveredError `json:"covered,omitempty"`
 	Blocks  []store.Block       `json:"blocks,omitempty"` // what was done all the same
 }

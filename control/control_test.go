@@ -23,7 +23,8 @@ import (
 
 // fake is a guard that knows one block, 203.0.113.0/24, and allows 192.0.2.1.
 type fake struct {
-	block   guard.BlockRequest
+	block   []guard.BlockRequest
+	dry     bool
 	by      string
 	allow   store.AllowEntry
 	learned []store.Good
@@ -46,13 +47,18 @@ func (f *fake) History(_ context.Context, p netip.Prefix) ([]guard.BlockInfo, er
 func (f *fake) Explain(_ context.Context, p netip.Prefix) (guard.Explanation, error) {
 	return guard.Explanation{Prefix: p, Held: 9}, nil
 }
-func (f *fake) Block(_ context.Context, r guard.BlockRequest) (store.Block, error) {
-	f.block = r
-	if r.Prefix.Contains(netip.MustParseAddr("192.0.2.1")) {
-		return store.Block{}, &guard.Refusal{Prefix: r.Prefix, Why: "it is allowed", Hint: "look"}
+func (f *fake) Block(_ context.Context, reqs []guard.BlockRequest, dry bool) (out []guard.BlockOutcome, err error) {
+	f.block, f.dry = append(f.block, reqs...), dry
+	for _, r := range reqs {
+		o := guard.BlockOutcome{Prefix: r.Prefix, Block: &theBlock}
+		if r.Prefix.Contains(netip.MustParseAddr("192.0.2.1")) {
+			o = guard.BlockOutcome{Prefix: r.Prefix, Refused: "it is allowed", Hint: "look"}
+		}
+		out = append(out, o)
 	}
-	return theBlock, nil
+	return out, nil
 }
+func (f *fake) Sync(context.Context) (int, error) { return 17, nil }
 func (f *fake) Unblock(_ context.Context, p netip.Prefix, by string) ([]store.Block, error) {
 	f.by = by
 	switch {
@@ -132,17 +138,20 @@ func TestBothEnds(t *testing.T) {
 	if a, err := c.Allowed(ctx); err != nil || len(a) != 1 || a[0].Why != "why" {
 		t.Errorf("Allowed: %+v, %v", a, err)
 	}
-	b, err := c.Block(ctx, guard.BlockRequest{Prefix: theBlock.Prefix, For: time.Hour, Reason: "why not", By: "nobody"})
-	if err != nil || b.ID != 7 {
-		t.Errorf("Block: %+v, %v", b, err)
+	reqs := []guard.BlockRequest{{Prefix: theBlock.Prefix, For: time.Hour, Reason: "why not", By: "nobody"}}
+	for range 2 * blockChunk {
+		reqs = append(reqs, guard.BlockRequest{Prefix: netip.MustParsePrefix("192.0.2.0/24"), Reason: strings.Repeat("\u00e4", 250)})
+	}
+	b, err := c.Block(ctx, reqs, true)
+	if err != nil || len(b) != len(reqs) || b[0].Block == nil || b[0].Block.ID != 7 || b[1].Hint != "look" {
+		t.Errorf("Block: %d, %v", len(b), err)
 	}
 	me := Operator(os.Getuid())
-	if f.block.By != me || f.block.For != time.Hour || f.block.Reason != "why not" {
-		t.Errorf("the guard was asked %+v; the name must be %s, whatever the client says", f.block, me)
+	if first := f.block[0]; first.By != me || first.For != time.Hour || first.Reason != "why not" || !f.dry {
+		t.Errorf("the guard was asked %+v; the name must be %s, whatever the client says", first, me)
 	}
-	var r *guard.Refusal
-	if _, err := c.Block(ctx, guard.BlockRequest{Prefix: netip.MustParsePrefix("192.0.2.0/24")}); !errors.As(err, &r) || r.Hint != "look" {
-		t.Errorf("a refusal arrives as %v", err)
+	if n, err := c.Sync(ctx); err != nil || n != 17 {
+		t.Errorf("Sync: %d, %v", n, err)
 	}
 	if l, err := c.Unblock(ctx, theBlock.Prefix, "nobody"); err != nil || len(l) != 1 || f.by != me {
 		t.Errorf("Unblock: %+v by %q, %v", l, f.by, err)
@@ -188,8 +197,9 @@ func TestBadRequests(t *testing.T) {
 		{"POST", "/v1/block", "{", 400},
 		{"POST", "/v1/block", `{"prefix":"192.0.2.0/24"}{}`, 400},
 		{"POST", "/v1/block", `{"prefix":"192.0.2.0/24","by":"root"}`, 400},
-		{"POST", "/v1/block", `{"prefix":"192.0.2.0/24","text":"a\u001b[2J"}`, 400},
-		{"POST", "/v1/block", `{"prefix":"192.0.2.0/24","text":"` + strings.Repeat("x", 501) + `"}`, 400},
+		{"POST", "/v1/allow", `{"prefix":"192.0.2.0/24","text":"a\u001b[2J"}`, 400},
+		{"POST", "/v1/block", `{"block":[{"prefix":"192.0.2.0/24","reason":"a\u001b[2J"}]}`, 400},
+		{"POST", "/v1/block", `{"block":[{"prefix":"192.0.2.0/24","reason":"` + strings.Repeat("x", 501) + `"}]}`, 400},
 		{"POST", "/v1/block", strings.Repeat(" ", maxRequest+1) + "{}", 400},
 		{"POST", "/v1/unblock", `{}`, 400},
 		{"POST", "/v1/unblock", `{"all":true,"prefix":"192.0.2.0/24"}`, 400},
@@ -273,7 +283,7 @@ func TestBadAnswers(t *testing.T) {
 
 // What arrives at the socket is refused or understood; nothing else.
 func FuzzRequest(f *testing.F) {
-	f.Add("/v1/block", `{"prefix":"192.0.2.0/24","for_ns":1,"text":"x"}`)
+	f.Add("/v1/block", `{"block":[{"prefix":"192.0.2.0/24","for_ns":1,"reason":"x"}]}`)
 	f.Add("/v1/unblock", `{"all":true}`)
 	f.Add("/v1/explain?prefix=::%2F0", "")
 	f.Fuzz(func(t *testing.T, path, body string) {

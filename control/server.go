@@ -21,7 +21,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/smtpguard/smtpguard/guard"
 	"github.com/smtpguard/smtpguard/store"
 )
 
@@ -148,6 +147,7 @@ func handler(g Guard) http.Handler {
 	mux.HandleFunc("POST "+pathAllow, s.allow)
 	mux.HandleFunc("POST "+pathForget, s.disallow)
 	mux.HandleFunc("POST "+pathLearn, s.learn)
+	mux.HandleFunc("POST "+pathSync, s.sync)
 	return http.MaxBytesHandler(mux, maxRequest)
 }
 
@@ -209,13 +209,25 @@ func (s *server) explain(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *server) block(w http.ResponseWriter, r *http.Request) {
-	if c, ok := body(w, r); ok {
-		v, err := s.guard.Block(r.Context(), guard.BlockRequest{Prefix: c.Prefix, For: c.For, Reason: c.Text, By: by(r)})
-		if v.ID == 0 {
-			answer(w, v, err)
+	c, ok := body(w, r)
+	if !ok {
+		return
+	}
+	for i := range c.Block {
+		c.Block[i].By = by(r)
+		if err := printable(c.Block[i].Reason); err != nil {
+			refuse(w, http.StatusBadRequest, failure{Error: err.Error()})
 			return
 		}
-		answerPartly(w, v, []store.Block{v}, err)
+	}
+	v, err := s.guard.Block(r.Context(), c.Block, c.Dry)
+	answer(w, v, err)
+}
+
+func (s *server) sync(w http.ResponseWriter, r *http.Request) {
+	if _, ok := body(w, r); ok {
+		v, err := s.guard.Sync(r.Context())
+		answer(w, v, err)
 	}
 }
 
@@ -302,9 +314,7 @@ func answerPartly(w http.ResponseWriter, v any, done []store.Block, err error) {
 	if err != nil {
 		f := failure{Error: err.Error(), Blocks: done}
 		code := http.StatusInternalServerError
-		if errors.As(err, &f.Refused) {
-			code, f.Hint = http.StatusForbidden, f.Refused.Hint
-		} else if errors.As(err, &f.Covered) {
+		if errors.As(err, &f.Covered) {
 			code = http.StatusConflict
 		}
 		refuse(w, code, f)

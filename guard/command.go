@@ -1,6 +1,7 @@
 package guard
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -8,61 +9,135 @@ import (
 	"time"
 
 	"github.com/smtpguard/smtpguard/firewall"
+	"github.com/smtpguard/smtpguard/policy"
 	"github.com/smtpguard/smtpguard/store"
 )
 
 // BlockRequest is an operator's word that a source shall be blocked.
 type BlockRequest struct {
-	Prefix netip.Prefix  `json:"prefix"`
-	For    time.Duration `json:"for_ns"` // 0: as long as its next offence would be
-	Reason string        `json:"reason"`
+	Prefix netip.Prefix `json:"prefix"`
+	// For is how long, or Until is until when; neither: as long as its next
+	// offence would be.
+	For    time.Duration `json:"for_ns,omitempty"`
+	Until  time.Time     `json:"until,omitzero"`
+	Reason string        `json:"reason,omitempty"`
 	By     string        `json:"-"` // taken from the connection, never from the request
 }
 
-// Block blocks a source by hand. The gate can refuse it (*Refusal). A block
-// of the same prefix that is in force is replaced by the new one.
-func (g *Guard) Block(ctx context.Context, r BlockRequest) (blk store.Block, err error) {
-	if !r.Prefix.IsValid() || r.Prefix != r.Prefix.Masked() {
-		return blk, fmt.Errorf("%s is not a prefix", r.Prefix)
-	}
-	if doErr := g.do(ctx, func(ctx context.Context) { blk, err = g.blockByHand(ctx, r) }); doErr != nil {
-		return blk, doErr
-	}
-	return blk, err
+// BlockOutcome is what became of a BlockRequest: Block, or Refused, or Block
+// with an Error where it is written down but not in the packet filter yet.
+type BlockOutcome struct {
+	Prefix  netip.Prefix `json:"prefix"`
+	Block   *store.Block `json:"block,omitempty"` // without ID in a dry run
+	Refused string       `json:"refused,omitempty"`
+	Hint    string       `json:"hint,omitempty"`
+	Error   string       `json:"error,omitempty"`
 }
 
-func (g *Guard) blockByHand(ctx context.Context, r BlockRequest) (store.Block, error) {
-	now := time.Now()
-	if ref := g.gate.admits(r.Prefix, now, g.blocks.len(), true); ref != nil {
-		g.count.Refused++
-		g.note(Decision{Time: now, Prefix: r.Prefix, What: Refused, Why: "asked by " + r.By + "; but " + ref.Why})
-		return store.Block{}, ref
-	}
-	offence, err := g.offence(r.Prefix, now)
-	if err != nil {
-		return store.Block{}, err
-	}
-	if r.For <= 0 {
-		r.For = g.gate.block.Duration(offence)
-	}
-	if r.Reason == "" {
-		r.Reason = "by hand"
-	}
-	b := &store.Block{Prefix: r.Prefix, Reason: r.Reason, Offence: offence, Since: now,
-		Until: now.Add(r.For).Truncate(time.Second), By: r.By, Observed: !g.enforce}
-	if old, ok := g.blocks.get(r.Prefix); ok {
-		o := *old
-		o.Lifted, o.LiftedBy = now, r.By+": replaced by a new block"
-		if err := g.o.Store.Save(o); err != nil {
-			return store.Block{}, fmt.Errorf("ending the block before it: %w", err)
+// blockChunk is how many requests are taken at a time, so that verdicts get
+// their turn in between.
+const blockChunk = 1000
+
+// Block blocks sources by hand, all in one order where there are no more than
+// a thousand. The gate can refuse some and not others. A block of the same
+// prefix that is in force is replaced by the new one. With dry nothing is
+// changed. An error means that what has no outcome was not done.
+func (g *Guard) Block(ctx context.Context, reqs []BlockRequest, dry bool) (out []BlockOutcome, err error) {
+	for _, r := range reqs {
+		if !r.Prefix.IsValid() || r.Prefix != policy.Canonical(r.Prefix) {
+			return nil, fmt.Errorf("%s is not a prefix in its usual form", r.Prefix)
 		}
 	}
-	if err := g.apply(ctx, []*store.Block{b}, nil, now); err != nil && b.ID == 0 {
-		return store.Block{}, fmt.Errorf("writing the block down: %w", err)
-	} else if err != nil {
-		return *b, fmt.Errorf("the block of %s is written down but the packet filter did not take it yet: %w", b.Prefix, err)
+	for chunk := range slices.Chunk(reqs, blockChunk) {
+		doErr := g.do(ctx, func(ctx context.Context) {
+			var o []BlockOutcome
+			o, err = g.blockByHand(ctx, chunk, dry)
+			out = append(out, o...)
+		})
+		if err = cmp.Or(doErr, err); err != nil {
+			return out, err
+		}
 	}
-	return *b, nil
+	return out, nil
+}
+
+func (g *Guard) blockByHand(ctx context.Context, reqs []BlockRequest, dry bool) ([]BlockOutcome, error) {
+	now := time.Now()
+	out := make([]BlockOutcome, 0, len(reqs))
+	var made []*store.Block
+	var replaced []store.Block
+	fresh := make(map[netip.Prefix]bool)
+	for _, r := range reqs {
+		o := BlockOutcome{Prefix: r.Prefix}
+		old, replaces := g.blocks.get(r.Prefix)
+		n := g.blocks.len() + len(made)
+		if replaces {
+			n--
+		}
+		until := r.Until
+		ref := g.gate.admits(r.Prefix, now, n, true)
+		if ref == nil && fresh[r.Prefix] {
+			ref = &Refusal{Prefix: r.Prefix, Why: "it is named twice"}
+		}
+		if ref == nil && !until.IsZero() && until.Before(now.Add(time.Second)) {
+			ref = &Refusal{Prefix: r.Prefix, Why: "its end has passed"}
+		}
+		if ref != nil {
+			if !dry {
+				g.count.Refused++
+				g.note(Decision{Time: now, Prefix: r.Prefix, What: Refused, Why: "asked by " + r.By + "; but " + ref.Why})
+			}
+			o.Refused, o.Hint = ref.Why, ref.Hint
+			out = append(out, o)
+			continue
+		}
+		offence, err := g.offence(r.Prefix, now)
+		if err != nil {
+			return nil, err
+		}
+		if until.IsZero() {
+			if r.For <= 0 {
+				r.For = g.gate.block.Duration(offence)
+			}
+			until = now.Add(r.For)
+		}
+		b := &store.Block{Prefix: r.Prefix, Reason: cmp.Or(r.Reason, "by hand"), Offence: offence, Since: now,
+			Until: until.Truncate(time.Second), By: r.By, Observed: !g.enforce}
+		if replaces {
+			end := *old
+			end.Lifted, end.LiftedBy = now, r.By+": replaced by a new block"
+			replaced = append(replaced, end)
+		}
+		made, fresh[r.Prefix] = append(made, b), true
+		o.Block = b
+		out = append(out, o)
+	}
+	if dry || len(made) == 0 {
+		return out, nil
+	}
+	if err := g.o.Store.Save(replaced...); err != nil {
+		return nil, fmt.Errorf("ending the blocks before them: %w", err)
+	}
+	if err := g.apply(ctx, made, nil, now); err != nil && made[0].ID == 0 {
+		return nil, fmt.Errorf("writing the blocks down: %w", err)
+	}
+	for i := range out {
+		if p := out[i].Prefix; out[i].Block != nil && !out[i].Block.Observed && g.drift.unapplied(p) {
+			out[i].Error = "written down, but the packet filter did not take it yet: " + g.drift.why(p)
+		}
+	}
+	return out, nil
+}
+
+// Sync makes the packet filter hold what the store says, now, and returns how
+// many blocks that are.
+func (g *Guard) Sync(ctx context.Context) (n int, err error) {
+	doErr := g.do(ctx, func(ctx context.Context) {
+		now := time.Now()
+		n = len(g.wanted(now))
+		err = g.repair(ctx, "", now, true)
+	})
+	return n, cmp.Or(doErr, err)
 }
 
 // CoveredError says that an address cannot be unblocked alone, because the

@@ -135,6 +135,16 @@ func (w *world) run() (stop func()) {
 	}
 }
 
+// block blocks by hand.
+func (w *world) block(p string, d time.Duration) BlockOutcome {
+	w.t.Helper()
+	o, err := w.g.Block(w.t.Context(), []BlockRequest{{Prefix: netip.MustParsePrefix(p), For: d, By: "root"}}, false)
+	if err != nil || len(o) != 1 {
+		w.t.Fatal(o, err)
+	}
+	return o[0]
+}
+
 // inFilter is what the packet filter holds, sorted.
 func (w *world) inFilter() string {
 	w.t.Helper()
@@ -359,9 +369,9 @@ func TestFirewallFails(t *testing.T) {
 				w.start()
 				defer w.run()()
 				b.err = err
-				_, got := w.g.Block(t.Context(), BlockRequest{Prefix: netip.MustParsePrefix("198.51.100.0/24"), For: time.Hour, By: "root"})
-				if got == nil {
-					t.Error("Block reports no error")
+				got := w.block("198.51.100.0/24", time.Hour)
+				if got.Block == nil || got.Block.ID == 0 || got.Error == "" {
+					t.Errorf("Block reports %+v", got)
 				}
 				list, _ := w.g.Blocks(t.Context())
 				if len(list) != 1 || list[0].State != NotApplied || list[0].Error == "" {
@@ -390,24 +400,29 @@ func TestByHand(t *testing.T) {
 		})
 		defer w.run()()
 		ctx := t.Context()
-		block := func(p string, d time.Duration) error {
-			_, err := w.g.Block(ctx, BlockRequest{Prefix: netip.MustParsePrefix(p), For: d, By: "root"})
-			return err
-		}
 		for _, p := range []string{"198.51.100.0/24", "198.51.100.65/32", "192.0.2.0/24", "10.0.0.0/8", "192.0.2.1/32", "2001::/16"} {
-			var r *Refusal
-			if err := block(p, time.Hour); !errors.As(err, &r) {
-				t.Errorf("block %s: %v, want a refusal", p, err)
+			if o := w.block(p, time.Hour); o.Refused == "" || o.Block != nil {
+				t.Errorf("block %s: %+v, want a refusal", p, o)
 			}
 		}
 		w.want("")
 		for _, p := range []string{"203.0.113.0/24", "203.0.113.7/32", "203.0.113.128/25", "2001:db8::/48"} {
-			if err := block(p, time.Hour); err != nil {
-				t.Error(err)
+			if o := w.block(p, time.Hour); o.Block == nil || o.Error != "" {
+				t.Errorf("%+v", o)
 			}
 		}
-		if err := block("203.0.113.7/32", 5*time.Hour); err != nil {
-			t.Error(err)
+		if o := w.block("203.0.113.7/32", 5*time.Hour); o.Block == nil || o.Block.Until.Sub(time.Now()) < 4*time.Hour {
+			t.Errorf("%+v", o)
+		}
+		dry, err := w.g.Block(ctx, []BlockRequest{
+			{Prefix: netip.MustParsePrefix("198.51.100.0/25"), Until: time.Now().Add(-time.Hour)},
+			{Prefix: netip.MustParsePrefix("198.51.100.0/26"), Until: time.Now().Add(time.Hour)},
+			{Prefix: netip.MustParsePrefix("198.51.100.0/26")}}, true)
+		if err != nil || len(dry) != 3 || dry[0].Refused == "" || dry[1].Block == nil || dry[1].Block.ID != 0 || dry[2].Refused == "" {
+			t.Errorf("dry run: %+v, %v", dry, err)
+		}
+		if _, err := w.g.Block(ctx, []BlockRequest{{Prefix: netip.MustParsePrefix("198.51.100.1/26")}}, false); err == nil {
+			t.Error("a prefix with host bits is taken")
 		}
 		w.want("203.0.113.0/24 203.0.113.7/32 203.0.113.128/25 2001:db8::/48")
 		var cov *CoveredError
@@ -482,9 +497,7 @@ func TestReload(t *testing.T) {
 		defer w.run()()
 		ctx := t.Context()
 		w.lines(opens("198.51.100.9", 97, 1)...)
-		if _, err := w.g.Block(ctx, BlockRequest{Prefix: netip.MustParsePrefix("203.0.113.0/24"), For: time.Hour, By: "root"}); err != nil {
-			t.Fatal(err)
-		}
+		w.block("203.0.113.0/24", time.Hour)
 		time.Sleep(20 * time.Second)
 		w.want("203.0.113.0/24")
 		p := policy.Default()

@@ -68,7 +68,9 @@ func randomLife(t *testing.T, r *rand.Rand) {
 			}
 			w.lines(evs...)
 		case k < 6:
-			_, _ = w.g.Block(ctx, BlockRequest{Prefix: prefix(), For: time.Duration(r.IntN(90)+1) * time.Second, By: "test"})
+			_, _ = w.g.Block(ctx, []BlockRequest{
+				{Prefix: prefix(), For: time.Duration(r.IntN(90)+1) * time.Second, By: "test"},
+				{Prefix: prefix(), For: time.Duration(r.IntN(90)+1) * time.Second, By: "test"}}, false)
 		case k == 6:
 			_, _ = w.g.Unblock(ctx, prefix(), "test")
 		case k == 7:

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bufio"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -21,47 +23,191 @@ import (
 
 func (e *env) blockCommand() *cli.Command {
 	return &cli.Command{
-		Name: "block", Usage: "block an address or prefix by hand", ArgsUsage: "ADDRESS|PREFIX",
+		Name: "block", Usage: "block sources by hand", ArgsUsage: "ADDRESS|PREFIX|FROM-TO...",
+		Description: "A range FROM-TO becomes the prefixes that cover it. A file has one source a line (# begins a comment), or is what `smtpguard blocks export` wrote.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "for", Usage: "for `DURATION` (30m, 12h, 7d; default: as its next offence)"},
+			&cli.StringFlag{Name: "until", Usage: "until `TIME` (2026-11-23T08:00:00+01:00, or \"2026-11-23 08:00\" in local time)"},
 			&cli.StringFlag{Name: "reason", Usage: "note `TEXT` with the block"},
+			&cli.StringFlag{Name: "file", Usage: "read sources from `FILE`, - for standard input"},
+			&cli.BoolFlag{Name: "dry-run", Usage: "say what would be done, and do nothing"},
 		},
 		Action: e.block,
 	}
 }
 
 func (e *env) block(c *cli.Context) error {
-	p, err := oneSource(c)
-	if err != nil {
-		return err
-	}
-	r := guard.BlockRequest{Prefix: p, Reason: c.String("reason"), By: control.Operator(os.Getuid())}
+	base := guard.BlockRequest{Reason: c.String("reason"), By: control.Operator(os.Getuid())}
+	var err error
 	if s := c.String("for"); s != "" {
-		if r.For, err = policy.ParseDuration(s); err != nil || r.For < time.Second {
+		if base.For, err = policy.ParseDuration(s); err != nil || base.For < time.Second {
 			return &usageError{fmt.Sprintf("--for %s: want a duration such as 30m, 12h or 7d", s)}
 		}
 	}
-	if me, ok := guard.SSHPeer(os.Getenv("SSH_CONNECTION")); ok && p.Contains(me) {
-		return &guard.Refusal{Prefix: p, Why: fmt.Sprintf("your own SSH session comes from %s", me)}
+	if s := c.String("until"); s != "" {
+		if base.For != 0 {
+			return &usageError{"--for or --until, not both"}
+		}
+		if base.Until, err = parseTime(s); err != nil {
+			return &usageError{"--until " + err.Error()}
+		}
+	}
+	var reqs []guard.BlockRequest
+	for _, a := range c.Args().Slice() {
+		prefixes, err := sources(a)
+		if err != nil {
+			return err
+		}
+		for _, p := range prefixes {
+			r := base
+			r.Prefix = p
+			reqs = append(reqs, r)
+		}
+	}
+	if name := c.String("file"); name != "" {
+		more, err := e.readSources(name, base)
+		if err != nil {
+			return err
+		}
+		reqs = append(reqs, more...)
+	}
+	if len(reqs) == 0 {
+		return &usageError{"block takes addresses, prefixes or ranges, or --file"}
+	}
+	if me, ok := guard.SSHPeer(os.Getenv("SSH_CONNECTION")); ok {
+		for _, r := range reqs {
+			if r.Prefix.Contains(me) {
+				return &guard.Refusal{Prefix: r.Prefix, Why: fmt.Sprintf("your own SSH session comes from %s", me)}
+			}
+		}
 	}
 	g, done, err := e.guard(c)
 	if err != nil {
 		return err
 	}
 	defer done()
-	b, err := g.Block(c.Context, r)
-	if err != nil {
-		return err
+	out, err := g.Block(c.Context, reqs, c.Bool("dry-run"))
+	return errors.Join(e.showOutcomes(c, out), err)
+}
+
+// showOutcomes prints what became of a block command; what was refused or
+// failed makes it an error.
+func (e *env) showOutcomes(c *cli.Context, out []guard.BlockOutcome) error {
+	var first error
+	bad := 0
+	for _, o := range out {
+		var err error
+		switch {
+		case o.Refused != "":
+			err = &guard.Refusal{Prefix: o.Prefix, Why: o.Refused, Hint: o.Hint}
+		case o.Error != "":
+			err = fmt.Errorf("%s: %s", o.Prefix, o.Error)
+		}
+		if err != nil {
+			if bad++; first == nil {
+				first = err
+			}
+		}
+		if c.Bool("json") {
+			if err := e.json(o); err != nil {
+				return err
+			}
+			continue
+		}
+		b := o.Block
+		switch {
+		case err != nil && len(out) > 1:
+			fmt.Fprintln(e.stderr, err)
+		case err != nil:
+		case c.Bool("dry-run"):
+			fmt.Fprintf(e.stdout, "%s would be blocked until %s\n", b.Prefix, clock(b.Until))
+		case b.Observed:
+			fmt.Fprintf(e.stdout, "%s is noted until %s, but nothing is dropped: mode is observe\n", b.Prefix, clock(b.Until))
+		default:
+			fmt.Fprintf(e.stdout, "%s is blocked until %s; %s\n", b.Prefix, clock(b.Until), count(b.Ended, "connection was ended", "connections were ended"))
+		}
 	}
-	if c.Bool("json") {
-		return e.json(b)
+	if bad > 0 && len(out) > 1 {
+		return withHint(fmt.Errorf("%d of %d were not blocked; the first: %w", bad, len(out), first), hint(first))
 	}
-	if b.Observed {
-		fmt.Fprintf(e.stdout, "%s is noted until %s, but nothing is dropped: mode is observe\n", b.Prefix, clock(b.Until))
-		return nil
+	return first
+}
+
+// readSources reads a file of sources: one address, prefix or range a line,
+// or the JSON lines of blocks export, whose ends and reasons are kept.
+func (e *env) readSources(name string, base guard.BlockRequest) ([]guard.BlockRequest, error) {
+	in := e.stdin
+	if name != "-" {
+		f, err := os.Open(name)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		in = f
 	}
-	fmt.Fprintf(e.stdout, "%s is blocked until %s; %s\n", b.Prefix, clock(b.Until), count(b.Ended, "connection was ended", "connections were ended"))
-	return nil
+	var reqs []guard.BlockRequest
+	sc := bufio.NewScanner(io.LimitReader(in, maxSourceFile))
+	for n := 1; sc.Scan(); n++ {
+		fail := func(err error) error { return fmt.Errorf("%s:%d: %v", name, n, err) } // not a wrong call
+		line := strings.TrimSpace(sc.Text())
+		r := base
+		if strings.HasPrefix(line, "{") {
+			var b store.Block
+			if err := json.Unmarshal([]byte(line), &b); err != nil {
+				return nil, fail(err)
+			}
+			if !b.Prefix.IsValid() || b.Prefix != policy.Canonical(b.Prefix) {
+				return nil, fail(errors.New("no prefix in it"))
+			}
+			r.Prefix = b.Prefix
+			if base.For == 0 && base.Until.IsZero() {
+				r.Until = b.Until
+			}
+			if r.Reason == "" {
+				r.Reason = b.Reason
+			}
+			reqs = append(reqs, r)
+			continue
+		}
+		line, _, _ = strings.Cut(line, "#")
+		if line = strings.TrimSpace(line); line == "" {
+			continue
+		}
+		prefixes, err := sources(line)
+		if err != nil {
+			return nil, fail(err)
+		}
+		for _, p := range prefixes {
+			r.Prefix = p
+			reqs = append(reqs, r)
+		}
+		if len(reqs) > maxSources {
+			return nil, fail(fmt.Errorf("more than %d sources", maxSources))
+		}
+	}
+	if err := sc.Err(); err != nil {
+		return nil, fmt.Errorf("reading %s: %w", name, err)
+	}
+	return reqs, nil
+}
+
+// Bounds of what a block command reads.
+const (
+	maxSourceFile = 256 << 20
+	maxSources    = 1_000_000
+)
+
+// parseTime reads a time as people write it.
+func parseTime(s string) (time.Time, error) {
+	if t, err := time.Parse(time.RFC3339, s); err == nil {
+		return t, nil
+	}
+	for _, layout := range []string{time.DateTime, "2006-01-02 15:04", time.DateOnly} {
+		if t, err := time.ParseInLocation(layout, s, time.Local); err == nil {
+			return t, nil
+		}
+	}
+	return time.Time{}, fmt.Errorf("%q: want a time such as 2026-11-23T08:00:00+01:00 or \"2026-11-23 08:00\"", s)
 }
 
 func (e *env) unblockCommand() *cli.Command {
@@ -124,6 +270,8 @@ func (e *env) blocksCommand() *cli.Command {
 		Name: "blocks", Usage: "what is blocked now",
 		Subcommands: []*cli.Command{
 			{Name: "list", Usage: "every block that is in force or observed", Action: e.blocksList},
+			{Name: "export", Usage: "every block in force, to be read by `smtpguard block --file`", Action: e.blocksExport,
+				Flags: []cli.Flag{&cli.BoolFlag{Name: "plain", Usage: "prefixes only, one a line"}}},
 			{Name: "show", Usage: "everything about the blocks of a source, now and earlier", ArgsUsage: "ADDRESS|PREFIX", Action: e.blocksShow},
 		},
 	}
@@ -158,6 +306,37 @@ func (e *env) blocksList(c *cli.Context) error {
 	fmt.Fprintln(w, "PREFIX\tSTATE\tLEFT\tOFFENCE\tSTOPPED\tWHY")
 	for _, b := range list {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%s\n", b.Prefix, b.State, span(time.Until(b.Until)), b.Offence, b.Packets, why(b.Block))
+	}
+	return w.Flush()
+}
+
+// blocksExport writes JSON lines, or plain prefixes.
+func (e *env) blocksExport(c *cli.Context) error {
+	if err := noArgs(c); err != nil {
+		return err
+	}
+	g, done, err := e.guard(c)
+	if err != nil {
+		return err
+	}
+	defer done()
+	list, err := g.Blocks(c.Context)
+	if err != nil {
+		return err
+	}
+	w := bufio.NewWriter(e.stdout)
+	line := &env{stdout: w}
+	for _, b := range list {
+		if b.Observed {
+			continue
+		}
+		if c.Bool("plain") {
+			fmt.Fprintln(w, b.Prefix)
+			continue
+		}
+		if err := line.json(b.Block); err != nil {
+			return err
+		}
 	}
 	return w.Flush()
 }

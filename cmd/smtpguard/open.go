@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v2"
+	"go4.org/netipx"
 
 	"github.com/smtpguard/smtpguard/control"
 	"github.com/smtpguard/smtpguard/firewall"
@@ -161,6 +162,20 @@ func source(s string) (netip.Prefix, error) {
 		return p, &usageError{err.Error()}
 	}
 	return p, nil
+}
+
+// sources reads an address, a prefix or a range FROM-TO, which becomes the
+// prefixes that cover it exactly.
+func sources(s string) ([]netip.Prefix, error) {
+	if !strings.Contains(s, "-") {
+		p, err := source(s)
+		return []netip.Prefix{p}, err
+	}
+	r, err := netipx.ParseIPRange(strings.ReplaceAll(s, " ", ""))
+	if err != nil {
+		return nil, &usageError{fmt.Sprintf("%q is not a range: want FROM-TO, as in 192.0.2.10-192.0.2.20", s)}
+	}
+	return r.Prefixes(), nil
 }
 
 // oneSource reads the only argument of a command.

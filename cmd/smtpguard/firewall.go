@@ -1,0 +1,181 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/smtpguard/smtpguard/control"
+	"github.com/smtpguard/smtpguard/firewall"
+	"github.com/smtpguard/smtpguard/guard"
+	"github.com/smtpguard/smtpguard/policy"
+	"github.com/smtpguard/smtpguard/store"
+)
+
+func (e *env) firewallCommand() *cli.Command {
+	return &cli.Command{
+		Name: "firewall", Usage: "does the packet filter hold what the store says?",
+		Subcommands: []*cli.Command{
+			{Name: "status", Usage: "which packet filter, what it holds, what is missing", Action: e.firewallStatus},
+			{Name: "sync", Usage: "make the packet filter hold what the store says, now", Action: e.firewallSync},
+			{Name: "flush", Usage: "the emergency exit: lift every block and take everything of ours out of the packet filter", Action: e.firewallFlush,
+				Description: "Works without a daemon, and also if the store cannot be opened."},
+		},
+	}
+}
+
+// firewallReport is what firewall status prints.
+type firewallReport struct {
+	guard.FirewallStatus
+	Blocks     int `json:"blocks"`      // that should be in force
+	NotApplied int `json:"not_applied"` // of these, that are not
+}
+
+func (e *env) firewallStatus(c *cli.Context) error {
+	if err := noArgs(c); err != nil {
+		return err
+	}
+	g, done, err := e.guard(c)
+	if err != nil {
+		return err
+	}
+	defer done()
+	s, err := g.Status(c.Context)
+	if err != nil {
+		return err
+	}
+	list, err := g.Blocks(c.Context)
+	if err != nil {
+		return err
+	}
+	r := firewallReport{FirewallStatus: s.Firewall}
+	for _, b := range list {
+		if b.Observed {
+			continue
+		}
+		if r.Blocks++; b.State == guard.NotApplied {
+			r.NotApplied++
+			r.Agrees = false
+			if r.Error == "" {
+				r.Error = b.Error
+			}
+			if len(r.Missing) < 20 {
+				r.Missing = append(r.Missing, b.Prefix)
+			}
+		}
+	}
+	if c.Bool("json") {
+		if err := e.json(r); err != nil {
+			return err
+		}
+	} else {
+		fmt.Fprintf(e.stdout, "%s: %s in force", r.Backend, count(r.Blocks-r.NotApplied, "block", "blocks"))
+		if r.NotApplied > 0 {
+			fmt.Fprintf(e.stdout, ", %d NOT: %s", r.NotApplied, r.Error)
+		}
+		fmt.Fprintln(e.stdout)
+		for _, p := range r.Missing {
+			fmt.Fprintln(e.stdout, "  missing:", p)
+		}
+		if r.Repairs > 0 {
+			by := ""
+			if r.By != "" {
+				by = " after " + r.By
+			}
+			fmt.Fprintf(e.stdout, "put right %d times, the last time at %s%s\n", r.Repairs, clock(r.Repaired), by)
+		}
+	}
+	if !r.Agrees {
+		return withHint(errors.New("the packet filter does not hold what the store says"), "`smtpguard firewall sync` tries again at once, and says what is in the way")
+	}
+	return nil
+}
+
+func (e *env) firewallSync(c *cli.Context) error {
+	if err := noArgs(c); err != nil {
+		return err
+	}
+	g, done, err := e.guard(c)
+	if err != nil {
+		return err
+	}
+	defer done()
+	n, err := g.Sync(c.Context)
+	if err != nil {
+		return err
+	}
+	if c.Bool("json") {
+		return e.json(map[string]int{"blocks": n})
+	}
+	fmt.Fprintf(e.stdout, "the packet filter holds %s\n", count(n, "block", "blocks"))
+	return nil
+}
+
+func (e *env) firewallFlush(c *cli.Context) error {
+	if err := noArgs(c); err != nil {
+		return err
+	}
+	p, err := e.policy(c)
+	if err != nil {
+		return err
+	}
+	by := control.Operator(os.Getuid())
+	if cl, err := control.Dial(c.Context, p.Control.Socket); err == nil {
+		defer cl.Close()
+		lifted, err := cl.Unblock(c.Context, netip.Prefix{}, by)
+		if err := errors.Join(e.lifted(c, lifted), err); err != nil {
+			return err
+		}
+		if !c.Bool("json") {
+			fmt.Fprintf(e.stdout, "%s lifted; the daemon runs, and its table stays for the next\n", count(len(lifted), "block is", "blocks are"))
+		}
+		return nil
+	}
+	// Without a daemon: first the store, as far as it can be, then the filter.
+	stErr := e.liftAll(c, p, by)
+	name := string(p.Firewall.Backend)
+	if name == firewall.Memory {
+		return stErr
+	}
+	fw, _, err := firewall.Open(c.Context, name, firewall.Options{Ports: p.BlockedPorts(), Hook: string(p.Firewall.Hook)})
+	if err != nil {
+		return errors.Join(stErr, err)
+	}
+	if err := fw.Close(c.Context, true); err != nil {
+		return errors.Join(stErr, err)
+	}
+	if !c.Bool("json") {
+		fmt.Fprintln(e.stdout, "nothing of ours is in the packet filter any more")
+	}
+	return stErr
+}
+
+// liftAll ends every block in the store.
+func (e *env) liftAll(c *cli.Context, p *policy.Policy, by string) error {
+	if _, err := os.Stat(p.Store.Path); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	st, err := store.Open(p.Store.Path, store.Options{Wait: 2 * time.Second})
+	if err != nil {
+		return fmt.Errorf("the blocks are still in the store, and come back with the next start: %w", err)
+	}
+	defer st.Close()
+	now := time.Now()
+	active, err := st.Active(now)
+	if err != nil && !errors.Is(err, store.ErrBadValue) {
+		return err
+	}
+	var ids []uint64
+	for i := range active {
+		ids = append(ids, active[i].ID)
+	}
+	if err := st.End(now, by+": firewall flush", ids...); err != nil {
+		return err
+	}
+	return e.lifted(c, active)
+}
