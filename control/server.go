@@ -58,11 +58,13 @@ func Listen(path, group string) (net.Listener, error) {
 			return nil, fmt.Errorf("control.group: %w", err)
 		}
 	}
-	// The socket must never be open to all, not even between bind and chmod:
-	// it is made under another name.
+	// The socket must never be open to all, not even between bind and chmod.
+	// Under another name first: whoever finds it under its own finds it ready.
 	tmp := fmt.Sprintf("%s.%d", path, os.Getpid())
 	os.Remove(tmp)
+	mask := unix.Umask(0o177)
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: tmp, Net: "unix"})
+	unix.Umask(mask)
 	if err != nil {
 		return nil, fmt.Errorf("making the socket: %w", err)
 	}
@@ -75,6 +77,10 @@ func Listen(path, group string) (net.Listener, error) {
 	if err == nil {
 		err = os.Chmod(tmp, mode)
 	}
+	var made fs.FileInfo
+	if err == nil {
+		made, err = os.Lstat(tmp)
+	}
 	if err == nil {
 		err = os.Rename(tmp, path)
 	}
@@ -83,35 +89,46 @@ func Listen(path, group string) (net.Listener, error) {
 		os.Remove(tmp)
 		return nil, fmt.Errorf("making the socket: %w", err)
 	}
-	return &listener{UnixListener: l, path: path}, nil
+	return &listener{UnixListener: l, path: path, made: made}, nil
 }
 
-// listener removes the socket when it is closed.
+// listener removes the socket when it is closed, if it is still its own.
 type listener struct {
 	*net.UnixListener
 	path string
+	made fs.FileInfo
 	once sync.Once
 }
 
 func (l *listener) Close() error {
 	err := l.UnixListener.Close()
-	l.once.Do(func() { os.Remove(l.path) })
+	l.once.Do(func() {
+		if fi, err := os.Lstat(l.path); err == nil && os.SameFile(fi, l.made) {
+			os.Remove(l.path)
+		}
+	})
 	return err
 }
 
 // peer is who is at the other end of a connection.
-type peer struct{}
+type peer struct {
+	name string // as Operator has it
+	ok   bool   // may be served
+}
 
-// Serve answers on l until ctx ends; it closes l. Only root, the daemon's own
-// user, and members of the socket's group (who alone can open it) are served.
-func Serve(ctx context.Context, l net.Listener, g Guard, log *slog.Logger) error {
+type peerKey struct{}
+
+// Serve answers on l until ctx ends; it closes l. Only those whom the kernel
+// names are served: root, the daemon's own user, and with a socket that is
+// open to a group, whoever could open it. with adds what else is answered on: see WithReports.
+func Serve(ctx context.Context, l net.Listener, g Guard, log *slog.Logger, with ...func(*http.ServeMux)) error {
 	srv := &http.Server{
-		Handler:           handler(g),
+		Handler:           known(handler(g, with...)),
 		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 2 * deadline, IdleTimeout: 30 * time.Second,
 		MaxHeaderBytes: 16 << 10,
 		ErrorLog:       slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			return context.WithValue(ctx, peer{}, who(c))
+			return context.WithValue(ctx, peerKey{}, who(c))
 		},
 	}
 	done := make(chan struct{})
@@ -134,7 +151,7 @@ func Serve(ctx context.Context, l net.Listener, g Guard, log *slog.Logger) error
 }
 
 // handler answers the requests.
-func handler(g Guard) http.Handler {
+func handler(g Guard, with ...func(*http.ServeMux)) http.Handler {
 	s := &server{guard: g}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+pathStatus, s.status)
@@ -148,24 +165,44 @@ func handler(g Guard) http.Handler {
 	mux.HandleFunc("POST "+pathForget, s.disallow)
 	mux.HandleFunc("POST "+pathLearn, s.learn)
 	mux.HandleFunc("POST "+pathSync, s.sync)
+	for _, add := range with {
+		add(mux)
+	}
 	return http.MaxBytesHandler(mux, maxRequest)
 }
 
-// who names the user at the other end as "NAME (uid N)".
-func who(c net.Conn) string {
+// known turns away whom the kernel does not name.
+func known(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if p, _ := r.Context().Value(peerKey{}).(peer); !p.ok {
+			refuse(w, http.StatusForbidden, failure{Error: "only root, and the group that the policy names, may talk to the daemon"})
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+// who names the user at the other end, by the kernel's word.
+func who(c net.Conn) (p peer) {
 	u, ok := c.(*net.UnixConn)
 	if !ok {
-		return "unknown"
+		return p
 	}
 	raw, err := u.SyscallConn()
 	if err != nil {
-		return "unknown"
+		return p
 	}
 	var cred *unix.Ucred
 	if raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }) != nil || err != nil {
-		return "unknown"
+		return p
 	}
-	return Operator(int(cred.Uid))
+	uid := int(cred.Uid)
+	p.name = Operator(uid)
+	p.ok = uid == 0 || uid == os.Getuid()
+	if fi, err := os.Stat(c.LocalAddr().String()); err == nil && fi.Mode().Perm()&0o060 != 0 {
+		p.ok = true // the socket is open to a group, and the kernel has checked it
+	}
+	return p
 }
 
 // Operator names a user as blocks and decisions record it.
@@ -215,7 +252,7 @@ func (s *server) block(w http.ResponseWriter, r *http.Request) {
 	}
 	for i := range c.Block {
 		c.Block[i].By = by(r)
-		if err := printable(c.Block[i].Reason); err != nil {
+		if err := Printable(c.Block[i].Reason); err != nil {
 			refuse(w, http.StatusBadRequest, failure{Error: err.Error()})
 			return
 		}
@@ -263,8 +300,8 @@ func (s *server) learn(w http.ResponseWriter, r *http.Request) {
 }
 
 func by(r *http.Request) string {
-	s, _ := r.Context().Value(peer{}).(string)
-	return s
+	p, _ := r.Context().Value(peerKey{}).(peer)
+	return p.name
 }
 
 func query(w http.ResponseWriter, r *http.Request) (netip.Prefix, bool) {
@@ -286,7 +323,7 @@ func body(w http.ResponseWriter, r *http.Request) (c change, ok bool) {
 		}
 	}
 	if err == nil {
-		err = printable(c.Text)
+		err = Printable(c.Text)
 	}
 	if err != nil {
 		refuse(w, http.StatusBadRequest, failure{Error: "reading the request: " + err.Error()})
@@ -295,8 +332,9 @@ func body(w http.ResponseWriter, r *http.Request) (c change, ok bool) {
 	return c, true
 }
 
-// printable refuses text that would garble a terminal or a log line.
-func printable(s string) error {
+// Printable refuses text that would garble a terminal or a log line, or is
+// longer than 500 bytes.
+func Printable(s string) error {
 	if len(s) > 500 {
 		return errors.New("the text is longer than 500 bytes")
 	}

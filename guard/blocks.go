@@ -15,12 +15,31 @@ type blocks struct {
 	table bart.Table[*store.Block]
 }
 
-func (b *blocks) put(blk store.Block)                          { b.table.Insert(blk.Prefix, &blk) }
-func (b *blocks) remove(p netip.Prefix)                        { b.table.Delete(p) }
-func (b *blocks) get(p netip.Prefix) (*store.Block, bool)      { return b.table.Get(p) }
-func (b *blocks) covers(p netip.Prefix) (*store.Block, bool)   { return b.table.LookupPrefix(p) }
-func (b *blocks) coversAddr(a netip.Addr) (*store.Block, bool) { return b.table.Lookup(a) }
-func (b *blocks) len() int                                     { return b.table.Size() }
+func (b *blocks) put(blk store.Block)                        { b.table.Insert(blk.Prefix, &blk) }
+func (b *blocks) remove(p netip.Prefix)                      { b.table.Delete(p) }
+func (b *blocks) get(p netip.Prefix) (*store.Block, bool)    { return b.table.Get(p) }
+func (b *blocks) covers(p netip.Prefix) (*store.Block, bool) { return b.table.LookupPrefix(p) }
+
+// real returns a block that is more than observed and covers p, the widest.
+func (b *blocks) real(p netip.Prefix) (*store.Block, bool) {
+	var found *store.Block
+	for _, blk := range b.table.Supernets(p) {
+		if !blk.Observed {
+			found = blk
+		}
+	}
+	return found, found != nil
+}
+
+// realAddr is real for one address.
+func (b *blocks) realAddr(a netip.Addr) (*store.Block, bool) {
+	if blk, ok := b.table.Lookup(a); !ok || !blk.Observed {
+		return blk, ok
+	}
+	return b.real(netip.PrefixFrom(a, a.BitLen()))
+}
+
+func (b *blocks) len() int { return b.table.Size() }
 
 // inside returns the blocks of p and of the prefixes inside p.
 func (b *blocks) inside(p netip.Prefix) []store.Block {

@@ -3,6 +3,7 @@ package guard
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -76,6 +77,10 @@ func (g *Guard) blockByHand(ctx context.Context, reqs []BlockRequest, dry bool) 
 		}
 		until := r.Until
 		ref := g.gate.admits(r.Prefix, now, n, true)
+		if ref == nil && replaces && !old.Observed && !g.enforce {
+			ref = &Refusal{Prefix: r.Prefix, Why: "it is blocked until " + old.Until.Format(time.RFC3339) + " since an earlier mode: enforce, and mode: observe changes nothing in the packet filter",
+				Hint: "`smtpguard unblock` lifts it"}
+		}
 		if ref == nil && fresh[r.Prefix] {
 			ref = &Refusal{Prefix: r.Prefix, Why: "it is named twice"}
 		}
@@ -106,7 +111,9 @@ func (g *Guard) blockByHand(ctx context.Context, reqs []BlockRequest, dry bool) 
 		if replaces {
 			end := *old
 			end.Lifted, end.LiftedBy = now, r.By+": replaced by a new block"
-			replaced = append(replaced, end)
+			if end.ID != 0 {
+				replaced = append(replaced, end)
+			}
 		}
 		made, fresh[r.Prefix] = append(made, b), true
 		o.Block = b
@@ -115,10 +122,7 @@ func (g *Guard) blockByHand(ctx context.Context, reqs []BlockRequest, dry bool) 
 	if dry || len(made) == 0 {
 		return out, nil
 	}
-	if err := g.o.Store.Save(replaced...); err != nil {
-		return nil, fmt.Errorf("ending the blocks before them: %w", err)
-	}
-	if err := g.apply(ctx, made, nil, now); err != nil && made[0].ID == 0 {
+	if err := g.apply(ctx, made, replaced, nil, now); err != nil && made[0].ID == 0 {
 		return nil, fmt.Errorf("writing the blocks down: %w", err)
 	}
 	for i := range out {
@@ -140,43 +144,53 @@ func (g *Guard) Sync(ctx context.Context) (n int, err error) {
 	return n, cmp.Or(doErr, err)
 }
 
-// CoveredError says that an address cannot be unblocked alone, because the
-// block is one of a prefix around it.
+// CoveredError says that a source stays blocked because a prefix around it is.
 type CoveredError struct {
 	Asked netip.Prefix
 	By    netip.Prefix
 }
 
 func (e *CoveredError) Error() string {
-	return fmt.Sprintf("%s is not blocked by itself: it is inside the blocked %s", e.Asked, e.By)
+	return fmt.Sprintf("%s is still blocked: it is inside the blocked %s", e.Asked, e.By)
 }
 
-// Unblock lifts the block of p and every block inside it, and returns them.
-// None at all is no error: the result is empty. If there is none but a block
-// around p, the error is a *CoveredError. The zero prefix means all blocks.
+// Unblock lifts the block of p and every block inside it, and returns those
+// that are lifted, everywhere. None at all is no error: the result is empty.
+// If p is blocked all the same, by a block around it, the error is a
+// *CoveredError. The zero prefix means all blocks.
 func (g *Guard) Unblock(ctx context.Context, p netip.Prefix, by string) (lifted []store.Block, err error) {
-	doErr := g.do(ctx, func(ctx context.Context) {
-		if p.IsValid() {
-			lifted = g.blocks.inside(p.Masked())
-			if len(lifted) == 0 {
-				if around, ok := g.blocks.covers(p.Masked()); ok {
-					err = &CoveredError{Asked: p, By: around.Prefix}
-				}
+	if p.IsValid() {
+		p = policy.Canonical(p)
+	}
+	for more := true; more && err == nil; {
+		doErr := g.do(ctx, func(ctx context.Context) {
+			var part []store.Block
+			if p.IsValid() {
+				part = g.blocks.inside(p)
+				g.det.Forget(p)
+			} else {
+				part = g.blocks.all()
 			}
-		} else {
-			lifted = g.blocks.all()
-		}
-		g.drop(p)
-		if len(lifted) == 0 {
-			return
-		}
-		for i := range lifted {
-			lifted[i].LiftedBy = by
-		}
-		err = g.lift(ctx, lifted, time.Now())
-	})
-	if doErr != nil {
-		return nil, doErr
+			g.drop(p)
+			if more = len(part) > blockChunk; more {
+				part = part[:blockChunk] // verdicts get their turn in between
+			}
+			for i := range part {
+				part[i].LiftedBy = by
+			}
+			if len(part) > 0 {
+				if err = g.lift(ctx, part, time.Now()); err != nil {
+					return
+				}
+				lifted = append(lifted, part...)
+			}
+			if around, ok := g.blocks.real(p); ok && p.IsValid() && !more {
+				err = &CoveredError{Asked: p, By: around.Prefix}
+			} else if around, ok := g.blocks.covers(p); ok && p.IsValid() && !more && len(lifted) == 0 {
+				err = &CoveredError{Asked: p, By: around.Prefix}
+			}
+		})
+		err = cmp.Or(doErr, err)
 	}
 	return lifted, err
 }
@@ -196,10 +210,12 @@ func (g *Guard) lift(ctx context.Context, out []store.Block, now time.Time) erro
 	for i := range out {
 		out[i].Lifted = now
 	}
-	if err := g.o.Store.Save(out...); err != nil {
-		return fmt.Errorf("noting the end of the block: %w", err)
+	saved := slices.DeleteFunc(slices.Clone(out), func(b store.Block) bool { return b.ID == 0 })
+	if err := g.o.Store.Save(saved...); err != nil {
+		return fmt.Errorf("the end could not be written down, and everything is as before: %w", err)
 	}
 	var b firewall.Batch
+	var told []Decision
 	for _, o := range out {
 		g.blocks.remove(o.Prefix)
 		g.det.Forget(o.Prefix)
@@ -207,8 +223,9 @@ func (g *Guard) lift(ctx context.Context, out []store.Block, now time.Time) erro
 		if !o.Observed {
 			b.Unset = append(b.Unset, o.Prefix)
 		}
-		g.note(Decision{Time: now, Prefix: o.Prefix, What: Lifted, Why: o.LiftedBy})
+		told = append(told, Decision{Time: now, Prefix: o.Prefix, What: Lifted, Why: o.LiftedBy})
 	}
+	g.noteAll(told)
 	g.count.Lifted += uint64(len(out))
 	if len(b.Unset) == 0 {
 		return nil
@@ -310,8 +327,9 @@ func (g *Guard) Allow(ctx context.Context, e store.AllowEntry) (lifted []store.B
 			return
 		}
 		g.drop(e.Prefix)
-		lifted = g.liftAllowed(ctx)
-		g.renewFilter(ctx)
+		var liftErr error
+		lifted, liftErr = g.liftAllowed(ctx)
+		err = errors.Join(liftErr, g.renewFilter(ctx))
 	})
 	if doErr != nil {
 		return nil, doErr
@@ -325,7 +343,7 @@ func (g *Guard) Disallow(ctx context.Context, p netip.Prefix) (found bool, err e
 	doErr := g.do(ctx, func(ctx context.Context) {
 		if found, err = g.o.Store.AllowRemove(p.Masked()); err == nil {
 			if err = g.reloadAllow(); err == nil {
-				g.renewFilter(ctx)
+				err = g.renewFilter(ctx)
 			}
 		}
 	})

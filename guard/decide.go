@@ -3,6 +3,7 @@ package guard
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/smtpguard/smtpguard/detector"
@@ -33,6 +34,19 @@ type Decision struct {
 	Score  float64      `json:"score,omitempty"`
 	Why    string       `json:"why"`
 	Until  time.Time    `json:"until,omitzero"`
+}
+
+// noteMost is how many decisions of one act are told one by one.
+const noteMost = 200
+
+// noteAll notes the decisions of one act; of many, most are only counted.
+func (g *Guard) noteAll(all []Decision) {
+	for _, d := range all[:min(len(all), noteMost)] {
+		g.note(d)
+	}
+	if more := len(all) - noteMost; more > 0 {
+		g.log.Info(string(all[0].What)+" as well", "prefixes", more, "why", all[0].Why)
+	}
 }
 
 // note remembers a decision and logs it.
@@ -144,7 +158,7 @@ func (g *Guard) enact(ctx context.Context, good []decided, now time.Time) {
 	if len(made) == 0 {
 		return
 	}
-	g.apply(ctx, made, since, now)
+	_ = g.apply(ctx, made, nil, since, now)
 }
 
 // offence counts this block and those that came before it.
@@ -153,19 +167,37 @@ func (g *Guard) offence(p netip.Prefix, now time.Time) (int, error) {
 	return n + 1, err
 }
 
-// apply writes blocks down and brings them into force. since says when each
-// was decided, to measure relief; nil for an operator's. It returns what
-// could not be done: the store's error means that nothing happened; the
-// packet filter's that the blocks are written down, are shown as not in
-// force, and are tried again.
-func (g *Guard) apply(ctx context.Context, made []*store.Block, since []time.Time, now time.Time) error {
-	if err := g.o.Store.Add(made...); err != nil {
-		g.fault("writing a block down", err)
-		for _, b := range made {
-			g.count.Failed++
-			g.note(Decision{Time: now, Prefix: b.Prefix, What: Failed, Why: "it could not be written down: " + err.Error()})
+// unsavedFor is how long a block lasts at most that could not be written down:
+// it is in the packet filter, which ends it by itself, and in memory.
+const unsavedFor = 10 * time.Minute
+
+// apply writes blocks down, in place of those of replaced, and brings them
+// into force. since says when each was decided, to measure relief; nil for an
+// operator's. It returns what could not be done.
+//
+// If the store cannot be written, an operator's blocks are not made: there is
+// somebody to tell. Those of verdicts are, for a short time: a flood that
+// fills the disk must not switch its own end off. They are written down as
+// soon as it can be, and status says so until then.
+//
+// If the packet filter does not take them, the blocks are written down, are
+// shown as not in force, and are tried again.
+func (g *Guard) apply(ctx context.Context, made []*store.Block, replaced []store.Block, since []time.Time, now time.Time) error {
+	if err := g.o.Store.Replace(replaced, made); err != nil {
+		g.fault("writing blocks down", err)
+		if since == nil || !g.enforce {
+			for _, b := range made {
+				g.count.Failed++
+				g.note(Decision{Time: now, Prefix: b.Prefix, What: Failed, Why: "it could not be written down: " + err.Error()})
+			}
+			return err
 		}
-		return err
+		for _, b := range made {
+			if end := now.Add(unsavedFor).Truncate(time.Second); end.Before(b.Until) {
+				b.Until = end
+			}
+			g.unsaved = append(g.unsaved, b)
+		}
 	}
 	var batch firewall.Batch
 	var prefixes []netip.Prefix
@@ -214,13 +246,69 @@ func (g *Guard) relieved(made []*store.Block, since []time.Time, prefixes []neti
 		if since != nil && left == 0 {
 			b.Relief = max(now.Sub(since[i]), 1)
 			g.count.LastRelief, g.count.LastReliefAt = b.Relief, now
+		} else if since != nil {
+			g.slow = bounded(append(g.slow, slow{*b, since[i]}), 1000)
 		}
 		g.blocks.put(*b)
 		upd = append(upd, *b)
 	}
-	if err := g.o.Store.Save(upd...); err != nil {
-		g.fault("noting the relief", err)
+	g.save(upd, "noting the relief")
+}
+
+// slow is a block whose source still held connections when they were ended.
+type slow struct {
+	block store.Block
+	since time.Time // of the verdict
+}
+
+// stillSlow looks whether the last connections of blocked sources are gone,
+// and notes how long that took.
+func (g *Guard) stillSlow(now time.Time) {
+	var upd []store.Block
+	g.slow = slices.DeleteFunc(g.slow, func(s slow) bool {
+		b, ok := g.blocks.get(s.block.Prefix)
+		if !ok || b.ID != s.block.ID {
+			return true
+		}
+		if g.table.holding(b.Prefix) > 0 {
+			return false
+		}
+		b.Relief = max(now.Sub(s.since), 1)
+		g.count.LastRelief, g.count.LastReliefAt = b.Relief, now
+		upd = append(upd, *b)
+		return true
+	})
+	g.save(upd, "noting the relief")
+}
+
+// save writes changes of blocks that were written down before.
+func (g *Guard) save(upd []store.Block, what string) {
+	upd = slices.DeleteFunc(upd, func(b store.Block) bool { return b.ID == 0 })
+	if len(upd) == 0 {
+		return
 	}
+	if err := g.o.Store.Save(upd...); err != nil {
+		g.fault(what, err)
+	}
+}
+
+// saveUnsaved writes down the blocks that could not be when they were made.
+func (g *Guard) saveUnsaved() {
+	g.unsaved = slices.DeleteFunc(g.unsaved, func(b *store.Block) bool {
+		now, ok := g.blocks.get(b.Prefix)
+		return !ok || now.ID != 0 || !now.Since.Equal(b.Since)
+	})
+	if len(g.unsaved) == 0 {
+		return
+	}
+	if err := g.o.Store.Add(g.unsaved...); err != nil {
+		return // told when they were made, and in the warnings of status
+	}
+	for _, b := range g.unsaved {
+		g.blocks.put(*b)
+	}
+	g.log.Info("blocks that could not be written down are now", "blocks", len(g.unsaved))
+	g.unsaved = nil
 }
 
 func (g *Guard) noteBlock(b store.Block, what Outcome) {
@@ -231,30 +319,32 @@ func (g *Guard) noteBlock(b store.Block, what Outcome) {
 	g.note(d)
 }
 
-// sweep ends the blocks whose time is up and saves positions.
-func (g *Guard) sweep(ctx context.Context, now time.Time) {
+// sweep ends the blocks whose time is up, which it reports, and saves
+// positions.
+func (g *Guard) sweep(ctx context.Context, now time.Time) bool {
 	g.savePositions()
+	g.saveUnsaved()
 	out := g.blocks.expire(now)
 	if len(out) == 0 {
-		return
+		return false
 	}
 	batch := firewall.Batch{}
+	var told []Decision
 	for _, b := range out {
-		g.note(Decision{Time: now, Prefix: b.Prefix, What: Expired, Why: "its time was up"})
+		told = append(told, Decision{Time: now, Prefix: b.Prefix, What: Expired, Why: "its time was up"})
 		g.drift.forget(b.Prefix)
 		if !b.Observed {
 			batch.Unset = append(batch.Unset, b.Prefix)
 		}
 	}
+	g.noteAll(told)
 	g.count.Expired += uint64(len(out))
 	// The filter ends them by itself where it can; one that was made longer
 	// or shorter by somebody else's hand is ended here.
 	if len(batch.Unset) > 0 {
 		_ = g.change(ctx, batch)
 	}
-	if _, err := g.o.Store.Sweep(now); err != nil {
-		g.fault("ending blocks in the store", err)
-	}
+	return true
 }
 
 // leak notes that a source that should be blocked still opens connections.
@@ -278,8 +368,11 @@ func (e *leakError) Error() string {
 // the store.
 func (g *Guard) saveGood() error {
 	var goods []store.Good
-	newest := g.goods
+	newest, now := g.goods, time.Now()
 	for s := range g.det.KnownGood() {
+		if s.Last.After(now) {
+			s.Last = now // of a clock ahead of ours
+		}
 		if s.Last.After(g.goods) {
 			goods = append(goods, store.Good{Addr: s.Addr, First: s.First, Last: s.Last, Messages: s.Messages})
 			if s.Last.After(newest) {
@@ -290,13 +383,10 @@ func (g *Guard) saveGood() error {
 	if len(goods) == 0 {
 		return nil
 	}
-	err := g.o.Store.SaveGood(goods)
-	if err == nil {
-		g.goods = newest
-		_, err = g.o.Store.DropGood(time.Now().Add(-g.policy.KnownGood.MaxAge), g.policy.KnownGood.Max)
-	}
-	if err != nil {
+	if err := g.o.Store.SaveGood(goods); err != nil {
 		g.fault("saving known good senders", err)
+		return err
 	}
-	return err
+	g.goods = newest
+	return nil
 }

@@ -26,6 +26,7 @@ func (r *Refusal) Error() string { return fmt.Sprintf("%s is not blocked: %s", r
 type gate struct {
 	allow     *policy.Allowlist // the policy's, the operator's and this machine's own
 	block     policy.Block
+	only4     bool        // the packet filter cannot block IPv6
 	perMinute []time.Time // when the last blocks were made by verdicts, oldest first
 }
 
@@ -35,6 +36,9 @@ func (g *gate) passes(p netip.Prefix) *Refusal {
 	if e, ok := g.allow.Overlaps(p); ok {
 		return &Refusal{Prefix: p, Why: fmt.Sprintf("it overlaps %s, which is allowed (%s)", e.Prefix, e.Why),
 			Hint: "`smtpguard allow list` shows what is never blocked, and why"}
+	}
+	if g.only4 && p.Addr().Is6() {
+		return &Refusal{Prefix: p, Why: "the packet filter in use cannot block IPv6", Hint: "`smtpguard firewall status` names it; with CSF, IPV6 in csf.conf is off"}
 	}
 	if g.block.TooWide(p) {
 		limit := g.block.MaxPrefix4

@@ -9,9 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/smtpguard/smtpguard/detector"
@@ -46,10 +48,10 @@ type Log struct {
 type Options struct {
 	Policy *policy.Policy
 	Store  *store.Store
-	// OpenFirewall opens the packet filter. It is called again when the
-	// allowlist changes: allowed prefixes pass the filter whatever is blocked,
-	// as the last guard behind the gate.
-	OpenFirewall func(ctx context.Context, allow []netip.Prefix) (firewall.Firewall, error)
+	// OpenFirewall opens the packet filter for at most so many entries. It is
+	// called again when the allowlist changes: allowed prefixes pass the filter
+	// whatever is blocked, as the last guard behind the gate.
+	OpenFirewall func(ctx context.Context, allow []netip.Prefix, entries int) (firewall.Firewall, error)
 	// Sockets is nil where verdicts are not confirmed (confirm: off) and
 	// connections are not ended.
 	Sockets Sockets
@@ -73,19 +75,21 @@ type Options struct {
 // Guard holds the state of the decisions. Its exported methods may be called
 // by any goroutine.
 type Guard struct {
-	o       Options
-	policy  *policy.Policy
-	enforce bool
-	fw      firewall.Firewall // changed under fwMu, read by watch
-	fwMu    sync.Mutex
-	fwAllow []netip.Prefix // what fw lets pass
-	caps    firewall.Capabilities
-	log     *slog.Logger
-	gate    gate
-	self    []Exempt
-	allowed []store.AllowEntry
-	det     *detector.Detector
-	blocks  blocks // in force, and observed ones
+	o         Options
+	policy    *policy.Policy
+	enforce   bool
+	fw        firewall.Firewall // changed under fwMu, read by watch
+	fwMu      sync.Mutex
+	fwAllow   []netip.Prefix // what fw lets pass
+	fwEntries int            // how many fw takes
+	unwatch   context.CancelFunc
+	caps      firewall.Capabilities
+	log       *slog.Logger
+	gate      gate
+	self      []Exempt
+	allowed   []store.AllowEntry
+	det       *detector.Detector
+	blocks    blocks // in force, and observed ones
 
 	in       chan input
 	commands chan func(context.Context)
@@ -97,6 +101,9 @@ type Guard struct {
 	logs    []*logState
 	table   table // what the socket table showed lately
 	pending []pending
+	unsaved []*store.Block // in force, but the store could not be written
+	slow    []slow         // blocks whose connections are not gone yet
+	upkeep  atomic.Bool    // the store is tidied up in the background
 	drift   drift
 	started time.Time
 	count   Counters
@@ -160,6 +167,9 @@ func New(ctx context.Context, o Options) (*Guard, error) {
 		return nil, fmt.Errorf("reading blocks: %w", err)
 	}
 	for _, b := range active {
+		if b.Observed && g.enforce {
+			continue // what was only looked at makes no difference now
+		}
 		// The narrower history is in the store; here the one that lasts
 		// longest speaks for its prefix, and a real block before an observed.
 		if old, ok := g.blocks.get(b.Prefix); ok && !old.Observed && (b.Observed || old.Until.After(b.Until)) {
@@ -167,11 +177,13 @@ func New(ctx context.Context, o Options) (*Guard, error) {
 		}
 		g.blocks.put(b)
 	}
-	g.fwAllow = g.filterAllow()
-	if g.fw, err = o.OpenFirewall(ctx, g.fwAllow); err != nil {
+	g.fwAllow, g.fwEntries = g.filterAllow(), g.filterEntries()
+	if g.fw, err = o.OpenFirewall(ctx, g.fwAllow, g.fwEntries); err != nil {
 		return nil, err
 	}
-	if g.caps, err = g.fw.Probe(ctx); err != nil {
+	if g.caps, err = g.fw.Probe(ctx); err == nil {
+		g.gate.only4 = !g.caps.IPv6
+	} else {
 		return nil, errors.Join(fmt.Errorf("firewall %s: %w", g.fw.Name(), err), g.fw.Close(ctx, false))
 	}
 	return g, nil
@@ -223,8 +235,15 @@ func (g *Guard) do(ctx context.Context, f func(context.Context)) error {
 	if runCtx == nil {
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		f(ctx)
-		return nil
+		g.runMu.Lock()
+		runCtx = g.runCtx // Run may have begun meanwhile
+		g.runMu.Unlock()
+		if runCtx == nil {
+			f(ctx)
+			return nil
+		}
+		g.mu.Unlock()
+		defer g.mu.Lock()
 	}
 	done := make(chan struct{})
 	select {
@@ -255,14 +274,20 @@ const (
 // decides until ctx ends. What it started has ended when it returns. An error
 // is one that makes going on pointless.
 func (g *Guard) Run(ctx context.Context) error {
-	if err := g.restore(ctx); err != nil {
-		return err
-	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	// From here on commands wait for the loop below.
+	g.runMu.Lock()
+	g.runCtx = ctx
+	g.runMu.Unlock()
+	g.mu.Lock() // one that began before has ended now
+	g.mu.Unlock()
 
+	if err := g.restore(ctx); err != nil {
+		return err
+	}
 	if g.o.Sockets != nil {
 		g.sample(ctx, time.Now())
 	}
@@ -270,9 +295,8 @@ func (g *Guard) Run(ctx context.Context) error {
 		st := &logState{path: l.Path, parser: l.Parser}
 		pos, ok, err := g.o.Store.Position(l.Path)
 		if err != nil {
-			return fmt.Errorf("reading the position in %s: %w", l.Path, err)
-		}
-		if ok {
+			g.fault("finding where "+l.Path+" was read to; it is followed from its end", err)
+		} else if ok {
 			st.next = pos
 		}
 		g.logs = append(g.logs, st)
@@ -284,9 +308,6 @@ func (g *Guard) Run(ctx context.Context) error {
 	}
 	wg.Go(func() { g.watch(ctx) })
 
-	g.runMu.Lock()
-	g.runCtx = ctx
-	g.runMu.Unlock()
 	g.notify("READY=1")
 
 	tick := time.NewTicker(tickEvery)
@@ -303,9 +324,11 @@ func (g *Guard) Run(ctx context.Context) error {
 	}
 	fast := time.NewTimer(time.Hour)
 	defer fast.Stop()
+	armed := false
 	for {
-		if len(g.pending) > 0 {
+		if len(g.pending) > 0 && !armed {
 			fast.Reset(sampleFast)
+			armed = true
 		}
 		select {
 		case <-ctx.Done():
@@ -321,6 +344,7 @@ func (g *Guard) Run(ctx context.Context) error {
 		case by := <-g.tampers:
 			g.tampered(ctx, by)
 		case <-fast.C:
+			armed = false
 			g.sample(ctx, time.Now())
 		case <-tick.C:
 			now := time.Now()
@@ -329,24 +353,49 @@ func (g *Guard) Run(ctx context.Context) error {
 				every(now, &due.sample, sampleEvery, func() { g.sample(ctx, now) })
 			}
 			g.passTime(ctx, now)
-			every(now, &due.sweep, sweepEvery, func() { g.sweep(ctx, now) })
+			every(now, &due.sweep, sweepEvery, func() {
+				if g.sweep(ctx, now) {
+					g.tidy(&wg, "ending blocks in the store", func() error {
+						_, err := g.o.Store.Sweep(now)
+						return err
+					})
+				}
+			})
 			every(now, &due.structure, structureEvery, func() { g.checkStructure(ctx) })
 			every(now, &due.content, contentEvery, func() { g.checkContent(ctx) })
 			every(now, &due.self, selfEvery, func() {
 				if err := g.refreshSelf(ctx); err != nil {
 					g.fault("looking at this machine's own addresses", err)
 				}
-				g.liftAllowed(ctx)
-				g.renewFilter(ctx)
+				_, _ = g.liftAllowed(ctx)
+				_ = g.renewFilter(ctx)
 			})
 			every(now, &due.good, goodEvery, func() { _ = g.saveGood() })
 			every(now, &due.prune, pruneEvery, func() {
-				if _, err := g.o.Store.Prune(now.Add(-g.policy.Block.Forget)); err != nil {
-					g.fault("forgetting old blocks", err)
-				}
+				before, good := now.Add(-g.policy.Block.Forget), now.Add(-g.policy.KnownGood.MaxAge)
+				most := g.policy.KnownGood.Max
+				g.tidy(&wg, "forgetting what is old", func() error {
+					_, err := g.o.Store.Prune(before)
+					_, err2 := g.o.Store.DropGood(good, most)
+					return errors.Join(err, err2)
+				})
 			})
 		}
 	}
+}
+
+// tidy runs f, which only works on the store, beside the decisions: it may
+// take seconds. One at a time; what comes meanwhile is done another time.
+func (g *Guard) tidy(wg *sync.WaitGroup, what string, f func() error) {
+	if !g.upkeep.CompareAndSwap(false, true) {
+		return
+	}
+	wg.Go(func() {
+		defer g.upkeep.Store(false)
+		if err := f(); err != nil {
+			g.log.Error(what, "err", err)
+		}
+	})
 }
 
 // finish saves what the next start needs. Blocks stay in force.
@@ -437,9 +486,10 @@ func (g *Guard) counts(l *logState, ev *detector.Event, now time.Time) bool {
 	} else if ev.Port == 0 && ev.Kind == detector.Closed && g.table.usable {
 		return false
 	}
-	if b, ok := g.blocks.coversAddr(ev.Source); ok && !b.Observed {
+	if b, ok := g.blocks.realAddr(ev.Source); ok {
 		g.count.Prevented++
-		if ev.Kind == detector.Opened && ev.Time.Sub(b.Since) > 10*time.Second && now.Sub(b.Since) > 10*time.Second {
+		if ev.Kind == detector.Opened && ev.Time.Sub(b.Since) > 10*time.Second && now.Sub(b.Since) > 10*time.Second &&
+			(g.o.Sockets == nil || g.table.known[netip.AddrPortFrom(ev.Source, ev.Port)]) {
 			g.leak(b, now)
 		}
 		return ev.Kind == detector.Closed
@@ -467,14 +517,26 @@ func bounded[T any](s []T, n int) []T {
 // rebuilds the allowlist. It fails only where there is no earlier answer.
 func (g *Guard) refreshSelf(ctx context.Context) error {
 	self, err := g.o.Self(ctx)
-	if err != nil && len(self) == 0 {
-		if g.gate.allow == nil {
-			return fmt.Errorf("finding out this machine's own addresses: %w", err)
-		}
-		return err
-	}
 	if err != nil {
-		g.log.Warn("this machine's own addresses are known in part only", "err", err)
+		// What was found before still counts, and another way may find more.
+		own, ownErr := net.InterfaceAddrs()
+		if ownErr != nil && len(g.self) == 0 && g.enforce {
+			return fmt.Errorf("finding out this machine's own addresses, without which nothing can be blocked safely: %w", errors.Join(err, ownErr))
+		}
+		for _, a := range own {
+			if p, err := netip.ParsePrefix(a.String()); err == nil {
+				a := p.Addr().Unmap().WithZone("")
+				self = append(self, Exempt{netip.PrefixFrom(a, a.BitLen()), "an address of this machine"})
+			}
+		}
+		self = append(self, g.self...)
+		seen := make(map[netip.Prefix]bool)
+		self = slices.DeleteFunc(self, func(e Exempt) bool {
+			was := seen[e.Prefix]
+			seen[e.Prefix] = true
+			return was
+		})
+		g.fault("this machine's own addresses, gateways and resolvers are known in part only", err)
 	}
 	g.self = self
 	g.rebuildAllow()
@@ -519,14 +581,21 @@ func (g *Guard) filterAllow() []netip.Prefix {
 	return slices.Compact(allow)
 }
 
-// renewFilter opens the packet filter anew if what it lets pass has changed.
-func (g *Guard) renewFilter(ctx context.Context) {
-	allow := g.filterAllow()
-	if slices.Equal(allow, g.fwAllow) {
-		return
+// filterEntries is how many entries the packet filter must take: the gate
+// alone says when there are enough, and what the store has must fit.
+func (g *Guard) filterEntries() int {
+	return max(g.gate.block.MaxBlocks, g.blocks.len()) + blockChunk
+}
+
+// renewFilter opens the packet filter anew if what it lets pass, or how many
+// entries it must take, has changed.
+func (g *Guard) renewFilter(ctx context.Context) error {
+	allow, entries := g.filterAllow(), g.filterEntries()
+	if slices.Equal(allow, g.fwAllow) && entries <= g.fwEntries {
+		return nil
 	}
 	now := time.Now()
-	fw, err := g.o.OpenFirewall(ctx, allow)
+	fw, err := g.o.OpenFirewall(ctx, allow, entries)
 	if err == nil {
 		if err = fw.Replace(ctx, g.wanted(now)); err != nil {
 			_ = fw.Close(ctx, false)
@@ -537,14 +606,18 @@ func (g *Guard) renewFilter(ctx context.Context) {
 		// then the gate alone stands before what is newly allowed.
 		g.fault("letting allowed prefixes pass the packet filter", err)
 		g.drift.suspect = true
-		return
+		return fmt.Errorf("letting allowed prefixes pass the packet filter; it is tried again: %w", err)
 	}
 	g.fwMu.Lock()
 	old := g.fw
-	g.fw, g.fwAllow = fw, allow
+	g.fw, g.fwAllow, g.fwEntries = fw, allow, entries
+	if g.unwatch != nil {
+		g.unwatch() // the new one is watched instead
+	}
 	g.fwMu.Unlock()
 	g.drift.clear()
 	if err := old.Close(ctx, false); err != nil {
 		g.fault("closing the packet filter", err)
 	}
+	return nil
 }

@@ -61,8 +61,9 @@ func (g *Guard) wanted(now time.Time) []firewall.Entry {
 // restore makes the packet filter hold what the store says, and nothing
 // else. In observe mode that is nothing at all.
 func (g *Guard) restore(ctx context.Context) error {
-	g.liftAllowed(ctx)
+	_, _ = g.liftAllowed(ctx)
 	now := time.Now()
+	g.adopt(ctx, now)
 	if err := g.fw.Replace(ctx, g.wanted(now)); err != nil {
 		if errors.Is(err, firewall.ErrUnavailable) {
 			return fmt.Errorf("firewall %s: %w", g.fw.Name(), err)
@@ -77,10 +78,43 @@ func (g *Guard) restore(ctx context.Context) error {
 	return nil
 }
 
+// adopt takes the entries that are in the packet filter into a store that has
+// never had a block: the file was lost or moved away, and what was blocked
+// shall stay so until its time.
+func (g *Guard) adopt(ctx context.Context, now time.Time) {
+	if !g.enforce || !g.caps.Real || !g.caps.Expiry || g.blocks.len() > 0 {
+		return
+	}
+	if past, err := g.o.Store.History(netip.Prefix{}, time.Time{}, 1); err != nil || len(past) > 0 {
+		return
+	}
+	var made []*store.Block
+	for in, err := range g.fw.List(ctx) {
+		if err != nil {
+			break // usually there is no table yet
+		}
+		if len(made) < g.policy.Block.MaxBlocks && in.Until.After(now) && g.gate.passes(in.Prefix) == nil {
+			made = append(made, &store.Block{Prefix: in.Prefix, Reason: "found in the packet filter by a store that knew nothing of it",
+				Offence: 1, Since: now, Until: in.Until.Truncate(time.Second), By: store.Self})
+		}
+	}
+	if len(made) == 0 {
+		return
+	}
+	if err := g.o.Store.Add(made...); err != nil {
+		g.fault("writing down what the packet filter holds", err)
+		return
+	}
+	for _, b := range made {
+		g.blocks.put(*b)
+	}
+	g.log.Warn("the store is new, and the packet filter holds blocks: they are taken over", "blocks", len(made))
+}
+
 // liftAllowed ends the blocks that overlap the allowlist as it is now: one
 // that was added since, or an address that this machine has taken on. Every
 // block in force has passed the gate as it stands today.
-func (g *Guard) liftAllowed(ctx context.Context) []store.Block {
+func (g *Guard) liftAllowed(ctx context.Context) ([]store.Block, error) {
 	var out []store.Block
 	for _, b := range g.blocks.all() {
 		if r := g.gate.passes(b.Prefix); r != nil {
@@ -88,12 +122,15 @@ func (g *Guard) liftAllowed(ctx context.Context) []store.Block {
 			out = append(out, b)
 		}
 	}
-	if len(out) > 0 {
-		if err := g.lift(ctx, out, time.Now()); err != nil {
-			g.fault("lifting blocks of what is allowed", err)
-		}
+	if len(out) == 0 {
+		return nil, nil
 	}
-	return out
+	err := g.lift(ctx, out, time.Now())
+	if err != nil {
+		g.fault("lifting blocks of what is allowed", err)
+		return nil, err
+	}
+	return out, nil
 }
 
 // change applies a batch to the packet filter and notes what it did not take.
@@ -217,8 +254,10 @@ func (g *Guard) watch(ctx context.Context) {
 	for ctx.Err() == nil {
 		g.fwMu.Lock()
 		fw := g.fw
+		watched, cancel := context.WithCancel(ctx)
+		g.unwatch = cancel
 		g.fwMu.Unlock()
-		err := fw.Watch(ctx, func(by string) {
+		err := fw.Watch(watched, func(by string) {
 			if by == "" {
 				by = "an unknown program"
 			}
@@ -230,10 +269,9 @@ func (g *Guard) watch(ctx context.Context) {
 		if errors.Is(err, errors.ErrUnsupported) || ctx.Err() != nil {
 			return
 		}
-		g.fwMu.Lock()
-		renewed := fw != g.fw
-		g.fwMu.Unlock()
-		if renewed {
+		renewed := watched.Err() != nil
+		cancel()
+		if renewed && ctx.Err() == nil {
 			continue
 		}
 		if err != nil {

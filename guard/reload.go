@@ -2,6 +2,7 @@ package guard
 
 import (
 	"context"
+	"errors"
 	"reflect"
 
 	"github.com/smtpguard/smtpguard/detector"
@@ -26,13 +27,12 @@ func (g *Guard) Reload(ctx context.Context, p *policy.Policy) (later []string, e
 		differ("confirm", old.Confirm, p.Confirm)
 		differ("ports", old.Ports, p.Ports)
 		differ("block.ports", old.Block.Ports, p.Block.Ports)
-		differ("block.max_blocks", old.Block.MaxBlocks, p.Block.MaxBlocks) // the packet filter was made for that many
 		differ("firewall", old.Firewall, p.Firewall)
 		differ("store", old.Store, p.Store)
 		differ("control", old.Control, p.Control)
 		merged := *p
 		merged.Mode, merged.Logs, merged.Zone, merged.Capacity, merged.Confirm, merged.Ports = old.Mode, old.Logs, old.Zone, old.Capacity, old.Confirm, old.Ports
-		merged.Block.Ports, merged.Block.MaxBlocks = old.Block.Ports, old.Block.MaxBlocks
+		merged.Block.Ports = old.Block.Ports
 		merged.Firewall, merged.Store, merged.Control = old.Firewall, old.Store, old.Control
 		if !reflect.DeepEqual(old.Rules, p.Rules) || old.Saturation != p.Saturation || old.KnownGood != p.KnownGood || old.Memory != p.Memory {
 			o := g.o
@@ -52,8 +52,8 @@ func (g *Guard) Reload(ctx context.Context, p *policy.Policy) (later []string, e
 		}
 		g.policy, g.gate.block = &merged, merged.Block
 		g.rebuildAllow()
-		g.liftAllowed(ctx)
-		g.renewFilter(ctx)
+		_, liftErr := g.liftAllowed(ctx)
+		err = errors.Join(liftErr, g.renewFilter(ctx))
 	})
 	if doErr != nil {
 		return nil, doErr

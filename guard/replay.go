@@ -73,7 +73,7 @@ func (r *Replay) Observe(ev *detector.Event) {
 		}
 		switch ev.Kind {
 		case detector.Opened, detector.Refused:
-			if _, ok := r.blocks.coversAddr(ev.Source); ok {
+			if _, ok := r.blocks.realAddr(ev.Source); ok {
 				r.prevented++
 				ev.Kind = detector.Tick
 			}

@@ -3,6 +3,7 @@ package guard
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"net/netip"
 	"os"
 	"slices"
@@ -142,7 +143,8 @@ type Explanation struct {
 	Allowed *AllowInfo           `json:"allowed,omitempty"`
 	Blocked *BlockInfo           `json:"blocked,omitempty"` // the block that covers it
 	Waiting bool                 `json:"waiting_for_confirmation,omitempty"`
-	History []BlockInfo          `json:"history,omitempty"`
+	Inside  []BlockInfo          `json:"inside,omitempty"`  // blocks now that overlap it, bounded
+	History []BlockInfo          `json:"history,omitempty"` // earlier blocks, bounded
 	Recent  []Decision           `json:"recent,omitempty"`
 }
 
@@ -272,6 +274,9 @@ func (g *Guard) warnings(s Status) []string {
 	if !s.Firewall.Agrees {
 		w = append(w, "the packet filter does not hold what the store says: "+s.Firewall.Error)
 	}
+	if n := len(g.unsaved); n > 0 {
+		w = append(w, fmt.Sprintf("%d blocks could not be written down (is the disk full?); they are in force for %s at most, and a restart forgets them", n, unsavedFor))
+	}
 	if s.Counters.Leaks > 0 {
 		w = append(w, "blocked sources still reach the server")
 	}
@@ -315,7 +320,11 @@ func (g *Guard) Explain(ctx context.Context, p netip.Prefix) (e Explanation, err
 			e.Allowed = &AllowInfo{a.Prefix, a.Why}
 		}
 		installed := g.installed(ctx)
-		if b, ok := g.blocks.covers(p); ok && now.Before(b.Until) {
+		b, ok := g.blocks.real(p)
+		if !ok {
+			b, ok = g.blocks.covers(p)
+		}
+		if ok && now.Before(b.Until) {
 			i := g.info(*b, installed, now)
 			e.Blocked = &i
 		}
@@ -325,8 +334,14 @@ func (g *Guard) Explain(ctx context.Context, p netip.Prefix) (e Explanation, err
 			err = nil
 		}
 		for _, b := range past {
-			if e.Blocked == nil || b.ID != e.Blocked.ID {
-				e.History = append(e.History, g.info(b, installed, now))
+			if e.Blocked != nil && b.ID == e.Blocked.ID {
+				continue
+			}
+			i := g.info(b, installed, now)
+			if i.State == IsLifted || i.State == IsExpired {
+				e.History = append(e.History, i)
+			} else {
+				e.Inside = append(e.Inside, i)
 			}
 		}
 		for i := len(g.recent) - 1; i >= 0 && len(e.Recent) < 20; i-- {

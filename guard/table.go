@@ -3,7 +3,9 @@ package guard
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/smtpguard/smtpguard/detector"
@@ -17,8 +19,11 @@ type table struct {
 	at     time.Time
 	past   []sample // newest last, no older than tablePast
 	known  map[netip.AddrPort]bool
+	seen   map[netip.AddrPort]time.Time // in any state, when last
+	fresh  map[netip.Addr]int           // sum of past's
 	// phantoms counts the connections that the log told of and the table does
 	// not have, since phantomsAt.
+	swept      time.Time // when seen was cleared of what is gone
 	phantoms   int
 	phantomsAt time.Time
 	distrust   time.Time // until then lines that open connections hold no slots
@@ -45,17 +50,25 @@ type sample struct {
 	at      time.Time
 	holding int
 	held    map[netip.Addr]int
-	seen    map[netip.AddrPort]struct{} // every peer in any state
+	fresh   []netip.Addr // of connections, in any state, that were not there before
 }
 
 // holding is how many slots p held when the table was last read.
 func (t *table) holding(p netip.Prefix) int {
-	n := 0
-	if len(t.past) > 0 {
-		for a, c := range t.past[len(t.past)-1].held {
-			if p.Contains(a) {
-				n += c
-			}
+	if len(t.past) == 0 {
+		return 0
+	}
+	return count(t.past[len(t.past)-1].held, p)
+}
+
+// count sums up what m has for the addresses of p.
+func count(m map[netip.Addr]int, p netip.Prefix) (n int) {
+	if p.IsSingleIP() {
+		return m[p.Addr()]
+	}
+	for a, c := range m {
+		if p.Contains(a) {
+			n += c
 		}
 	}
 	return n
@@ -79,9 +92,11 @@ const (
 	phantomsMax = 200
 	phantomsIn  = 10 * time.Second
 	distrustFor = time.Minute
-	// seenMax bounds what one sample remembers of connections that hold
-	// nothing.
-	seenMax = 20_000
+	// seenMax bounds how many connections are remembered to tell new ones.
+	seenMax = 100_000
+	// prefixesAtOnce bounds how many verdicts on prefixes are compared with
+	// the table at one look: each is compared with every address.
+	prefixesAtOnce = 20
 )
 
 // sample reads the socket table, puts right what the detector believes,
@@ -96,12 +111,22 @@ func (g *Guard) sample(ctx context.Context, now time.Time) {
 		g.table.usable, g.table.at = false, now
 		return
 	}
-	s := sample{at: now, held: make(map[netip.Addr]int), seen: make(map[netip.AddrPort]struct{}, min(len(socks), seenMax))}
-	known := make(map[netip.AddrPort]bool, len(socks))
+	s := sample{at: now, held: make(map[netip.Addr]int)}
+	known := make(map[netip.AddrPort]bool)
+	first := g.table.seen == nil
+	if first {
+		g.table.seen, g.table.fresh = make(map[netip.AddrPort]time.Time), make(map[netip.Addr]int)
+	}
 	var left []netip.Prefix
 	for _, k := range socks {
-		if len(s.seen) < seenMax {
-			s.seen[k.Remote] = struct{}{}
+		if _, old := g.table.seen[k.Remote]; old {
+			g.table.seen[k.Remote] = now
+		} else if len(g.table.seen) < seenMax {
+			g.table.seen[k.Remote] = now
+			if !first {
+				s.fresh = append(s.fresh, k.Remote.Addr())
+				g.table.fresh[k.Remote.Addr()]++
+			}
 		}
 		if !k.Holds() {
 			continue
@@ -109,13 +134,22 @@ func (g *Guard) sample(ctx context.Context, now time.Time) {
 		s.holding++
 		s.held[k.Remote.Addr()]++
 		known[k.Remote] = true
-		if b, ok := g.blocks.coversAddr(k.Remote.Addr()); ok && b.InForce(now) && !g.drift.unapplied(b.Prefix) {
+		if b, ok := g.blocks.realAddr(k.Remote.Addr()); ok && b.InForce(now) && !g.drift.unapplied(b.Prefix) {
 			left = append(left, netip.PrefixFrom(k.Remote.Addr(), k.Remote.Addr().BitLen()))
 		}
 	}
 	past := g.table.past
 	for len(past) > 0 && now.Sub(past[0].at) > tablePast {
+		for _, a := range past[0].fresh {
+			if g.table.fresh[a]--; g.table.fresh[a] <= 0 {
+				delete(g.table.fresh, a)
+			}
+		}
 		past = past[1:]
+	}
+	if now.Sub(g.table.swept) > time.Second {
+		g.table.swept = now
+		maps.DeleteFunc(g.table.seen, func(_ netip.AddrPort, at time.Time) bool { return now.Sub(at) > tablePast })
 	}
 	before := g.table.known
 	g.table.past = append(past, s)
@@ -124,6 +158,7 @@ func (g *Guard) sample(ctx context.Context, now time.Time) {
 	if len(left) > 0 {
 		g.end(ctx, left)
 	}
+	g.stillSlow(now)
 	if g.caughtUp() {
 		g.correct(ctx, now, before, s)
 	}
@@ -176,7 +211,7 @@ func (g *Guard) correct(ctx context.Context, now time.Time, before map[netip.Add
 		if believed[peer] || !before[peer] {
 			continue
 		}
-		if b, ok := g.blocks.coversAddr(peer.Addr()); ok && !b.Observed {
+		if _, ok := g.blocks.realAddr(peer.Addr()); ok {
 			continue
 		}
 		g.count.Unlogged++
@@ -202,7 +237,14 @@ func (g *Guard) retry(ctx context.Context, now time.Time) {
 	waiting := g.pending
 	g.pending = nil
 	var good []decided
+	prefixes := 0
 	for _, p := range waiting {
+		if !p.verdict.Source.IsSingleIP() && now.Sub(p.since) < patience {
+			if prefixes++; prefixes > prefixesAtOnce {
+				g.pending = append([]pending{p}, g.pending...) // first, the next time
+				continue
+			}
+		}
 		why, ok := g.confirmed(p.verdict, now)
 		switch {
 		case ok:
@@ -228,47 +270,33 @@ func (g *Guard) confirmed(v detector.Verdict, now time.Time) (string, bool) {
 		return "it cannot be read", false
 	}
 	if v.Metric == detector.Opens {
-		fresh := make(map[netip.AddrPort]struct{})
-		for _, s := range g.table.past[1:] {
-			for p := range s.seen {
-				if _, old := g.table.past[0].seen[p]; !old && v.Source.Contains(p.Addr()) {
-					fresh[p] = struct{}{}
-				}
-			}
-		}
+		n := count(g.table.fresh, v.Source)
 		need := max(stormPeers, int(stormShare*v.Threshold*float64(tablePast)/float64(v.Window)))
-		if len(fresh) >= need {
+		if n >= need {
 			return "", true
 		}
-		return fmt.Sprintf("%d new connections of %s were seen there in the last %s; %d are needed", len(fresh), v.Source, tablePast, need), false
+		return fmt.Sprintf("%d new connections of %s were seen there in the last %s; %d are needed", n, v.Source, tablePast, need), false
 	}
 	capacity, _ := g.det.Capacity()
-	var sum, n, now_ int
+	var sum, n int
 	newest := g.table.past[len(g.table.past)-1]
-	for i := len(g.table.past) - 1; i >= 0; i-- {
-		s := g.table.past[i]
+	for _, s := range slices.Backward(g.table.past) {
 		if now.Sub(s.at) > heldOver {
 			break
 		}
-		for a, c := range s.held {
-			if v.Source.Contains(a) {
-				sum += c
-				if i == len(g.table.past)-1 {
-					now_ += c
-				}
-			}
-		}
+		sum += count(s.held, v.Source)
 		n++
 	}
+	held := count(newest.held, v.Source)
 	// The score is a mean over the window: half of it, held in the last
 	// seconds, on a server that is under pressure, is what a true verdict
 	// shows at the least.
 	mean := float64(sum) / float64(max(n, 1))
 	need := v.Threshold * float64(capacity) / 2
-	if now_ > 0 && mean >= need && float64(newest.holding) >= g.policy.Saturation.PressureFrom*float64(capacity) {
+	if held > 0 && mean >= need && float64(newest.holding) >= g.policy.Saturation.PressureFrom*float64(capacity) {
 		return "", true
 	}
-	return fmt.Sprintf("there %s holds %d of %d open connections (%.1f on average; %.1f are needed)", v.Source, now_, newest.holding, mean, need), false
+	return fmt.Sprintf("there %s holds %d of %d open connections (%.1f on average; %.1f are needed)", v.Source, held, newest.holding, mean, need), false
 }
 
 // end ends the connections of prefixes that are blocked already.

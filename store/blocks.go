@@ -15,9 +15,16 @@ import (
 
 // Add writes new blocks, all or none, and gives each its ID. However many
 // they are, the disk is waited for once. The prefixes are masked.
-func (s *Store) Add(blocks ...*Block) error {
+func (s *Store) Add(blocks ...*Block) error { return s.Replace(nil, blocks) }
+
+// Replace is Save of the blocks that end and Add of those that come in their
+// place, both or neither.
+func (s *Store) Replace(end []Block, blocks []*Block) error {
 	given := 0
 	err := s.update(func(tx *bbolt.Tx) error {
+		if err := save(tx, end); err != nil {
+			return err
+		}
 		for _, b := range blocks {
 			if b.ID != 0 {
 				return fmt.Errorf("block %d has been added before", b.ID)
@@ -50,24 +57,25 @@ func (s *Store) Add(blocks ...*Block) error {
 // Save writes blocks that have been added before, all or none, by their IDs.
 // An unknown ID is ErrUnknown.
 func (s *Store) Save(blocks ...Block) error {
-	err := s.update(func(tx *bbolt.Tx) error {
-		for _, b := range blocks {
-			p, err := normal(b.Prefix)
-			if err != nil {
-				return fmt.Errorf("block %d: %w", b.ID, err)
-			}
-			b.Prefix = p
-			if err := drop(tx, b.ID); err != nil {
-				return err
-			}
-			if err := put(tx, b); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
+	if err := s.update(func(tx *bbolt.Tx) error { return save(tx, blocks) }); err != nil {
 		return fmt.Errorf("saving %d blocks: %w", len(blocks), err)
+	}
+	return nil
+}
+
+func save(tx *bbolt.Tx, blocks []Block) error {
+	for _, b := range blocks {
+		p, err := normal(b.Prefix)
+		if err != nil {
+			return fmt.Errorf("block %d: %w", b.ID, err)
+		}
+		b.Prefix = p
+		if err := drop(tx, b.ID); err != nil {
+			return err
+		}
+		if err := put(tx, b); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -38,7 +38,10 @@ func (e *env) blockCommand() *cli.Command {
 
 func (e *env) block(c *cli.Context) error {
 	base := guard.BlockRequest{Reason: c.String("reason"), By: control.Operator(os.Getuid())}
-	var err error
+	err := control.Printable(base.Reason)
+	if err != nil {
+		return &usageError{"--reason: " + err.Error()}
+	}
 	if s := c.String("for"); s != "" {
 		if base.For, err = policy.ParseDuration(s); err != nil || base.For < time.Second {
 			return &usageError{fmt.Sprintf("--for %s: want a duration such as 30m, 12h or 7d", s)}
@@ -166,6 +169,9 @@ func (e *env) readSources(name string, base guard.BlockRequest) ([]guard.BlockRe
 			if r.Reason == "" {
 				r.Reason = b.Reason
 			}
+			if err := control.Printable(r.Reason); err != nil {
+				return nil, fail(err)
+			}
 			reqs = append(reqs, r)
 			continue
 		}
@@ -260,7 +266,7 @@ func (e *env) lifted(c *cli.Context, list []store.Block) error {
 			}
 			continue
 		}
-		fmt.Fprintf(e.stdout, "%s is free again (it was blocked %s ago: %s)\n", b.Prefix, span(time.Since(b.Since)), b.Reason)
+		fmt.Fprintf(e.stdout, "the block of %s is lifted (made %s ago: %s)\n", b.Prefix, span(time.Since(b.Since)), b.Reason)
 	}
 	return nil
 }
@@ -481,6 +487,9 @@ func (e *env) allowAdd(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := control.Printable(c.String("note")); err != nil {
+		return &usageError{"--note: " + err.Error()}
+	}
 	entry := store.AllowEntry{Prefix: p, Note: c.String("note"), By: control.Operator(os.Getuid()), Added: time.Now()}
 	if s := c.String("for"); s != "" {
 		d, err := policy.ParseDuration(s)
@@ -498,9 +507,10 @@ func (e *env) allowAdd(c *cli.Context) error {
 	if err := errors.Join(e.lifted(c, lifted), err); err != nil {
 		return err
 	}
-	if !c.Bool("json") {
-		fmt.Fprintf(e.stdout, "%s is never blocked\n", p)
+	if c.Bool("json") {
+		return e.json(map[string]any{"allowed": entry})
 	}
+	fmt.Fprintf(e.stdout, "%s is never blocked\n", p)
 	return nil
 }
 
@@ -521,9 +531,10 @@ func (e *env) allowRemove(c *cli.Context) error {
 	if !found {
 		return &answerNo{p.String() + " was not added by `smtpguard allow add`"}
 	}
-	if !c.Bool("json") {
-		fmt.Fprintf(e.stdout, "%s may be blocked again\n", p)
+	if c.Bool("json") {
+		return e.json(map[string]any{"removed": p})
 	}
+	fmt.Fprintf(e.stdout, "%s may be blocked again\n", p)
 	return nil
 }
 

@@ -63,6 +63,9 @@ func (e *env) explain(c *cli.Context) error {
 	if x.Held >= 0 {
 		fmt.Fprintf(e.stdout, "  the kernel's socket table shows %s\n", count(x.Held, "connection that holds a slot", "connections that hold slots"))
 	}
+	for _, b := range x.Inside {
+		fmt.Fprintf(e.stdout, "  overlaps: %s, %s until %s: %s\n", b.Prefix, b.State, clock(b.Until), b.Reason)
+	}
 	for _, b := range x.History {
 		fmt.Fprintf(e.stdout, "  earlier: %s %s, %s, offence %d: %s\n", clock(b.Since), b.Prefix, b.State, b.Offence, b.Reason)
 	}

@@ -149,9 +149,10 @@ func (e *env) firewallFlush(c *cli.Context) error {
 	if err := fw.Close(c.Context, true); err != nil {
 		return errors.Join(stErr, err)
 	}
-	if !c.Bool("json") {
-		fmt.Fprintln(e.stdout, "nothing of ours is in the packet filter any more")
+	if c.Bool("json") {
+		return errors.Join(stErr, e.json(map[string]any{"flushed": fw.Name()}))
 	}
+	fmt.Fprintln(e.stdout, "nothing of ours is in the packet filter any more")
 	return stErr
 }
 

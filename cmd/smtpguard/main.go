@@ -45,7 +45,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		Commands: []*cli.Command{
 			e.runCommand(), e.replayCommand(), e.statusCommand(), e.explainCommand(),
 			e.blocksCommand(), e.blockCommand(), e.unblockCommand(), e.allowCommand(),
-			e.firewallCommand(), e.policyCommand(), e.versionCommand(),
+			e.reportsCommand(), e.firewallCommand(), e.policyCommand(), e.versionCommand(),
 		},
 		Reader: stdin, Writer: stdout, ErrWriter: stderr,
 		HideVersion:     true,

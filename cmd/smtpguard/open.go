@@ -97,8 +97,8 @@ func (e *env) guard(c *cli.Context) (g control.Guard, done func(), err error) {
 // why it is this one. In observe mode it is one that drops nothing, unless
 // blocks of an earlier enforce mode are still in force: those stay until they
 // end or are lifted.
-func openFirewall(p *policy.Policy, st *store.Store, tell func(why string)) func(context.Context, []netip.Prefix) (firewall.Firewall, error) {
-	return func(ctx context.Context, allow []netip.Prefix) (firewall.Firewall, error) {
+func openFirewall(p *policy.Policy, st *store.Store, tell func(why string)) func(context.Context, []netip.Prefix, int) (firewall.Firewall, error) {
+	return func(ctx context.Context, allow []netip.Prefix, entries int) (firewall.Firewall, error) {
 		name, why := string(p.Firewall.Backend), ""
 		if p.Mode != policy.Enforce {
 			old, err := st.InForce(time.Now())
@@ -110,7 +110,7 @@ func openFirewall(p *policy.Policy, st *store.Store, tell func(why string)) func
 			}
 		}
 		fw, chosen, err := firewall.Open(ctx, name, firewall.Options{
-			Ports: p.BlockedPorts(), MaxEntries: p.Block.MaxBlocks, Hook: string(p.Firewall.Hook), Allow: allow})
+			Ports: p.BlockedPorts(), MaxEntries: entries, Hook: string(p.Firewall.Hook), Allow: allow})
 		if err != nil {
 			return nil, err
 		}
@@ -136,7 +136,7 @@ func hint(err error) string {
 	case errors.Is(err, store.ErrLocked):
 		return "a command that needs the daemon finds it by --socket; stop the other one before you start a second"
 	case errors.Is(err, store.ErrDamaged):
-		return "move the file away and start again: blocks in the packet filter end by themselves, earlier offences are forgotten"
+		return "move the file away and start again: blocks that are in the packet filter are taken over, earlier offences are forgotten"
 	case errors.Is(err, store.ErrNewer):
 		return "it was written by a newer smtpguard: install that one again"
 	case errors.Is(err, control.ErrRunning):
@@ -144,7 +144,7 @@ func hint(err error) string {
 	case errors.Is(err, control.ErrNoDaemon):
 		return "`systemctl start smtpguard`, or `smtpguard run`"
 	case errors.Is(err, firewall.ErrUnavailable):
-		return "run as root, or with CAP_NET_ADMIN; `mode: observe` needs neither"
+		return "`smtpguard run --mode observe` needs no packet filter"
 	case errors.Is(err, fs.ErrPermission):
 		return "run as root, or as a user who may open that file"
 	}

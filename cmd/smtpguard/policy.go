@@ -60,7 +60,7 @@ func (e *env) policyCheck(c *cli.Context) error {
 		return err
 	}
 	if c.Bool("json") {
-		return nil
+		return e.json(map[string]any{"file": path, "right": true})
 	}
 	fmt.Fprintf(e.stdout, "%s is right: mode %s, %s, %s on the allowlist\n", path, p.Mode,
 		count(len(p.Rules), "rule", "rules"), count(len(p.Allow), "entry", "entries"))
@@ -100,8 +100,9 @@ func (e *env) policyInit(c *cli.Context) error {
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	if !c.Bool("json") {
-		fmt.Fprintf(e.stdout, "%s is written; mode is observe until you change it\n", path)
+	if c.Bool("json") {
+		return e.json(map[string]any{"file": path, "written": true})
 	}
+	fmt.Fprintf(e.stdout, "%s is written; mode is observe until you change it\n", path)
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
@@ -107,6 +108,46 @@ func TestReadBlocksEnds(t *testing.T) {
 type readerFunc func([]byte) (int, error)
 
 func (f readerFunc) Read(b []byte) (int, error) { return f(b) }
+
+// A log in one piece and in any two gives the same blocks and the same
+// summary, byte for byte.
+func TestReplayInPieces(t *testing.T) {
+	dir := t.TempDir()
+	replay := func(files ...string) string {
+		var out, fault bytes.Buffer
+		if code := run(t.Context(), append([]string{"smtpguard", "--json", "replay", "--zone", "UTC"}, files...), strings.NewReader(""), &out, &fault); code != exitDone {
+			t.Fatalf("replay %s: exit status %d: %s", files, code, fault.String())
+		}
+		return out.String()
+	}
+	// The pieces are named in the wrong order: their first lines tell the
+	// right one.
+	for _, name := range []string{"b-all", "d-pid-millisec", "g1-ipv6-one-64", "h-one-ip-hold", "j-rapid-churn"} {
+		text, err := os.ReadFile("../../testdata/corpus/" + name + ".log")
+		if err != nil {
+			t.Fatal(err)
+		}
+		whole := filepath.Join(dir, "whole")
+		if err := os.WriteFile(whole, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		want := replay(whole)
+		if !strings.Contains(want, `"type":"block"`) {
+			t.Fatalf("%s: nothing is blocked: %s", name, want)
+		}
+		for _, share := range []float64{0.2, 0.35, 0.5, 0.8} {
+			at := int(share * float64(len(text)))
+			at += bytes.IndexByte(text[at:], '\n') + 1
+			first, second := filepath.Join(dir, "first"), filepath.Join(dir, "second")
+			if err := errors.Join(os.WriteFile(first, text[:at], 0o600), os.WriteFile(second, text[at:], 0o600)); err != nil {
+				t.Fatal(err)
+			}
+			if got := replay(second, first); got != want {
+				t.Errorf("%s cut after %d bytes:\n%s\nwant\n%s", name, at, got, want)
+			}
+		}
+	}
+}
 
 // FuzzReplay: any bytes are a log, of which at worst nothing is understood.
 func FuzzReplay(f *testing.F) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -74,9 +75,12 @@ func (e *env) run(c *cli.Context) (err error) {
 		return err
 	}
 	log := e.logger()
+	hup := make(chan os.Signal, 1) // early: unhandled, the signal would end us
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
 	mta, mtaErr := exim.ReadConfig(c.Context)
-	if mtaErr != nil {
-		log.Debug("Exim's configuration was not read", "err", mtaErr)
+	if mtaErr != nil && !errors.Is(mtaErr, exim.ErrNoExim) {
+		log.Warn("Exim's configuration could not be read; state logs:, capacity: and zone: in the policy", "err", mtaErr)
 	}
 	logs, err := findLogs(p, mta, mtaErr)
 	if err != nil {
@@ -88,22 +92,29 @@ func (e *env) run(c *cli.Context) (err error) {
 	}
 
 	// Nothing is changed before everything that can be refused was tried: the
-	// socket (another daemon?), the store (in use, damaged?), the filter.
+	// store (in use, damaged?), which is also the lock between two daemons,
+	// then the socket, then the filter.
+	st, err := store.Open(p.Store.Path, store.Options{Wait: 2 * time.Second})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, st.Close()) }()
 	l, err := control.Listen(p.Control.Socket, p.Control.Group)
 	if err != nil {
 		return err
 	}
 	defer l.Close()
-	st, err := store.Open(p.Store.Path, store.Options{})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, st.Close()) }()
 	var why string
+	ready := make(chan struct{})
 	o := guard.Options{
 		Policy: p, Store: st, Log: log, Version: programVersion(),
 		OpenFirewall: openFirewall(p, st, func(w string) { why = w }),
-		Notify:       func(state string) { _, _ = daemon.SdNotify(false, state) },
+		Notify: func(state string) {
+			_, _ = daemon.SdNotify(false, state)
+			if state == daemon.SdNotifyReady {
+				close(ready)
+			}
+		},
 	}
 	switch {
 	case p.Capacity > 0:
@@ -151,11 +162,24 @@ func (e *env) run(c *cli.Context) (err error) {
 	ctx, cancel := context.WithCancel(c.Context)
 	defer cancel()
 	served := make(chan error, 1)
-	go func() { served <- control.Serve(ctx, l, g, log); cancel() }()
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
+	var with []func(*http.ServeMux)
+	stopDesk := func() {}
+	if p.Reports.Mode != policy.ReportsOff {
+		desk, err := openDesk(p, st, allowedNow(ctx, g), logs, zone, log)
+		if err != nil { // protecting the server does not wait for telling others
+			log.Error("there will be no abuse reports", "err", err)
+		} else {
+			with = append(with, control.WithReports(control.Desk(desk)))
+			stopDesk = startDesk(ctx, g, desk, log, ready)
+		}
+	}
+	go func() { served <- control.Serve(ctx, l, g, log, with...); cancel() }()
 	go func() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ready:
+		}
 		for {
 			select {
 			case <-ctx.Done():
@@ -167,7 +191,8 @@ func (e *env) run(c *cli.Context) (err error) {
 	}()
 	err = g.Run(ctx)
 	cancel()
-	log.Info("smtpguard stops; blocks stay in force until their time", "on_stop", string(p.Firewall.OnStop))
+	stopDesk()
+	log.Info("smtpguard stops", "blocks_in_the_packet_filter", string(p.Firewall.OnStop))
 	return errors.Join(err, <-served)
 }
 
@@ -229,18 +254,24 @@ func findLogs(p *policy.Policy, mta exim.Config, mtaErr error) ([]string, error)
 		logs = append(logs, found)
 	}
 	for _, l := range logs {
-		f, err := os.Open(l)
+		fi, err := os.Stat(l)
 		if errors.Is(err, os.ErrNotExist) {
 			continue // it may be made later; following waits for it
+		}
+		if err == nil && fi.IsDir() {
+			return nil, withHint(fmt.Errorf("the log %s is a directory", l), "name the main log in it")
+		}
+		if err == nil && !fi.Mode().IsRegular() {
+			return nil, withHint(fmt.Errorf("the log %s is not a file", l), "let Exim write to a file (log_file_path)")
+		}
+		var f *os.File
+		if err == nil {
+			f, err = os.Open(l)
 		}
 		if err != nil {
 			return nil, withHint(fmt.Errorf("the log cannot be read: %w", err), "run as root, or as a user in the log's group (adm, mail or Debian-exim)")
 		}
-		fi, err := f.Stat()
 		f.Close()
-		if err == nil && fi.IsDir() {
-			return nil, withHint(fmt.Errorf("the log %s is a directory", l), "name the main log in it")
-		}
 	}
 	slices.Sort(logs)
 	return slices.Compact(logs), nil

@@ -1,0 +1,269 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/smtpguard/smtpguard/abuse"
+	"github.com/smtpguard/smtpguard/detector"
+	"github.com/smtpguard/smtpguard/detector/exim"
+	"github.com/smtpguard/smtpguard/guard"
+	"github.com/smtpguard/smtpguard/policy"
+	"github.com/smtpguard/smtpguard/store"
+)
+
+// reportsConfig is the policy's section as package abuse has it.
+func reportsConfig(p *policy.Policy) (abuse.Config, error) {
+	r := p.Reports
+	c := abuse.Config{
+		Mode: abuse.Mode(r.Mode), From: r.From, Org: r.Org, Phone: r.Phone, Host: r.Host, ReturnPath: r.ReturnPath,
+		CopyNetwork: r.CopyNetwork == policy.Yes, Format: abuse.Format(r.Format), Overrides: r.Overrides, ASNDatabase: r.ASNDatabase, Dir: r.Dir,
+		Lookup:    abuse.Lookup{Online: r.Lookup.Online == policy.Yes, Sources: r.Lookup.Sources, Each: r.Lookup.Each, Total: r.Lookup.Total, DNS: r.Lookup.DNS},
+		Threshold: abuse.Threshold{Connections: r.Threshold.Connections, Held: r.Threshold.Held, Settle: r.Threshold.Settle},
+		Caps:      abuse.Caps{Recipient: r.Caps.Recipient, Hour: r.Caps.Hour, Day: r.Caps.Day, Drafts: r.Caps.Drafts},
+		Auto:      abuse.AutoSend{Connections: r.Auto.Connections, Blocks: r.Auto.Blocks},
+		Delivery: abuse.Transport{By: abuse.Delivery(r.Delivery.By), Program: r.Delivery.Program, Server: r.Delivery.Server, User: r.Delivery.User,
+			PasswordFile: r.Delivery.PasswordFile, Timeout: r.Delivery.Timeout},
+		Quiet: r.Quiet, FollowUp: r.FollowUp, MaxFollowUps: r.MaxFollowUps, Baseline: r.Baseline, Keep: r.Keep, Redirect: r.Redirect,
+	}
+	if path := r.Lookup.IPinfoTokenFile; path != "" {
+		f, err := os.Open(path)
+		if err != nil {
+			return c, fmt.Errorf("reports.lookup.ipinfo_token_file: %w", err)
+		}
+		defer f.Close()
+		line, err := bufio.NewReader(io.LimitReader(f, 4096)).ReadString('\n')
+		if err != nil && err != io.EOF {
+			return c, fmt.Errorf("reports.lookup.ipinfo_token_file: %w", err)
+		}
+		c.Lookup.IPinfoToken = strings.TrimSpace(line)
+	}
+	return c, nil
+}
+
+// openDesk makes the desk of the policy on a store. allowed lists what is
+// never reported; nil: only what the policy says. logs may be empty: commands
+// without a daemon make no drafts.
+func openDesk(p *policy.Policy, st *store.Store, allowed func() []netip.Prefix, logs []string, zone *time.Location, log *slog.Logger) (*abuse.Desk, error) {
+	c, err := reportsConfig(p)
+	if err != nil {
+		return nil, err
+	}
+	o := abuse.Options{Config: c, Store: st, Log: log, Version: programVersion(), Spare: allowed}
+	if allowed == nil {
+		o.Spare = func() (ps []netip.Prefix) {
+			for _, e := range p.Allow {
+				ps = append(ps, e.Prefix)
+			}
+			return ps
+		}
+	}
+	o.Blocked = func(a netip.Addr) (netip.Prefix, bool) {
+		blocks, _ := st.InForce(time.Now()) // damaged ones are not in it; the others count
+		for _, b := range blocks {
+			if b.Prefix.Contains(a) {
+				return b.Prefix, true
+			}
+		}
+		return netip.Prefix{}, false
+	}
+	o.Refresh = func(id uint64) (abuse.Block, bool) {
+		b, err := st.Block(id)
+		return reportBlock(b), err == nil
+	}
+	if len(logs) > 0 {
+		o.Logs = &evidenceLogs{paths: logs, zone: zone}
+	}
+	return abuse.New(o)
+}
+
+// reportBlock is a block as far as reports are concerned.
+func reportBlock(b store.Block) abuse.Block {
+	return abuse.Block{ID: b.ID, Prefix: b.Prefix, Verdict: b.Verdict, Since: b.Since, Until: b.Until, Lifted: b.Lifted,
+		Pardoned: b.Pardoned(), Observed: b.Observed}
+}
+
+// startDesk lets the desk work from when the guard is ready until ctx ends;
+// stop waits for its end.
+func startDesk(ctx context.Context, g *guard.Guard, d *abuse.Desk, log *slog.Logger, ready <-chan struct{}) (stop func()) {
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ready:
+		}
+		wg.Go(func() { tellDesk(ctx, g, d, log) })
+		if err := d.Run(ctx); err != nil {
+			log.Error("abuse reports", "err", err)
+		}
+	})
+	return wg.Wait
+}
+
+// tellDesk hands new blocks to the desk until ctx ends. What was not handed
+// over when the program ends is found in the store when it starts again.
+func tellDesk(ctx context.Context, g *guard.Guard, d *abuse.Desk, log *slog.Logger) {
+	t := time.NewTicker(5 * time.Second)
+	defer t.Stop()
+	told := false
+	for {
+		for ctx.Err() == nil {
+			list, err := g.Outbox(d.Taken(), 500)
+			var blocks []abuse.Block
+			for _, b := range list {
+				blocks = append(blocks, reportBlock(b))
+			}
+			if err == nil && len(blocks) > 0 {
+				err = d.Take(blocks...)
+			}
+			if err != nil && !told { // once: the disk may be full for hours
+				log.Error("blocks are not gathered for reports; tried again", "err", err)
+			}
+			told = err != nil
+			if err != nil || len(list) == 0 {
+				break
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+	}
+}
+
+// allowedNow returns what the guard never blocks, not older than a minute.
+func allowedNow(ctx context.Context, g *guard.Guard) func() []netip.Prefix {
+	var mu sync.Mutex
+	var list []netip.Prefix
+	var at time.Time
+	return func() []netip.Prefix {
+		mu.Lock()
+		defer mu.Unlock()
+		if time.Since(at) < time.Minute {
+			return list
+		}
+		short, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		infos, err := g.Allowed(short)
+		if err != nil {
+			return list // as it was; the gate has refused them before
+		}
+		list, at = nil, time.Now()
+		for _, i := range infos {
+			list = append(list, i.Prefix)
+		}
+		return list
+	}
+}
+
+// evidenceLogs reads the followed logs again, with those that were rotated.
+type evidenceLogs struct {
+	paths []string
+	zone  *time.Location
+}
+
+func (l *evidenceLogs) Scan(ctx context.Context, from, to time.Time, fn func(*detector.Event, []byte) error) (reach time.Time, err error) {
+	e := &env{}
+	for _, path := range l.paths {
+		p := exim.New(l.zone)
+		for _, name := range generations(path, from) {
+			f, err := e.openLog(name)
+			if errors.Is(err, os.ErrNotExist) {
+				continue // rotated away just now
+			}
+			if err != nil {
+				return reach, err
+			}
+			p.SetReference(f.modified)
+			first, err := scanLog(ctx, f, p, from, to, fn)
+			f.close()
+			if !first.IsZero() && (reach.IsZero() || first.Before(reach)) {
+				reach = first
+			}
+			if err != nil {
+				return reach, fmt.Errorf("reading %s: %w", name, err)
+			}
+		}
+	}
+	return reach, nil
+}
+
+// generations are the files of a log that may hold lines from a time on, the
+// oldest first: log.1, log.2.gz, log-20261122 and the log itself.
+func generations(path string, from time.Time) []string {
+	type file struct {
+		name string
+		mod  time.Time
+	}
+	var files []file
+	ents, _ := os.ReadDir(filepath.Dir(path))
+	base := filepath.Base(path)
+	for _, ent := range ents {
+		rest, ok := strings.CutPrefix(ent.Name(), base)
+		if !ok || rest != "" && (rest[0] != '.' && rest[0] != '-' || len(rest) < 2 || rest[1] < '0' || rest[1] > '9') {
+			continue
+		}
+		fi, err := ent.Info()
+		if err == nil && fi.Mode().Type()&os.ModeSymlink != 0 {
+			fi, err = os.Stat(filepath.Join(filepath.Dir(path), ent.Name()))
+		}
+		if err != nil || !fi.Mode().IsRegular() || fi.ModTime().Before(from) {
+			continue
+		}
+		files = append(files, file{filepath.Join(filepath.Dir(path), ent.Name()), fi.ModTime()})
+	}
+	slices.SortStableFunc(files, func(a, b file) int { return a.mod.Compare(b.mod) })
+	names := make([]string, len(files))
+	for i, f := range files {
+		names[i] = f.name
+	}
+	return names
+}
+
+// scanLog hands out the events of one file between two times, and returns the
+// time of its first line.
+func scanLog(ctx context.Context, r io.Reader, p *exim.Parser, from, to time.Time, fn func(*detector.Event, []byte) error) (first time.Time, err error) {
+	br := bufio.NewReaderSize(r, maxLine)
+	var ev detector.Event
+	for n := 0; ; n++ {
+		if n%4096 == 0 && ctx.Err() != nil {
+			return first, ctx.Err()
+		}
+		line, err := br.ReadSlice('\n')
+		long := false
+		for errors.Is(err, bufio.ErrBufferFull) { // longer than any of Exim's: nothing of it is believed
+			long = true
+			_, err = br.ReadSlice('\n')
+		}
+		if line = bytes.TrimSuffix(line, []byte("\n")); len(line) > 0 && !long && p.Parse(line, &ev) && !ev.Time.IsZero() {
+			if first.IsZero() {
+				first = ev.Time
+			}
+			if !ev.Time.Before(from) && !ev.Time.After(to) && ev.Kind != detector.Tick {
+				if err := fn(&ev, line); err != nil {
+					return first, err
+				}
+			}
+		}
+		if err == io.EOF {
+			return first, nil
+		}
+		if err != nil {
+			return first, err
+		}
+	}
+}
