@@ -22,8 +22,8 @@ type Entry struct {
 // Installed is an entry as read back from the packet filter.
 type Installed struct {
 	Prefix netip.Prefix
-	// Until is when the filter itself will end the entry; zero if it has no
-	// timeouts or does not tell.
+	// Until is when the filter itself will end the entry, or, without
+	// Capabilities.Timeouts, when it was to end; zero if it does not tell.
 	Until time.Time
 	// Packets and Bytes are what the entry has stopped; both 0 without
 	// Capabilities.Counters.
@@ -56,7 +56,8 @@ type Capabilities struct {
 	IPv6 bool
 	// Prefixes: blocks wider than one address are possible.
 	Prefixes bool
-	// Timeouts: the filter ends an entry at its Until by itself.
+	// Timeouts: the filter ends an entry at its Until by itself. Without, the
+	// caller unsets it.
 	Timeouts bool
 	// Atomic: Apply and Replace happen wholly or not at all.
 	Atomic bool

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"iter"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -48,8 +47,13 @@ type xtFamily struct {
 // Without ip_set each entry is a rule: at most 500 of them, and the filter
 // ends none by itself (Capabilities.Timeouts is false).
 //
-// Whatever variant (nft or legacy) iptables on PATH is, is used; Close with
-// remove also clears what an earlier run left in the other.
+// Whatever variant (nft or legacy) iptables on PATH is, is used, from version
+// 1.6.2 on; Close with remove also clears what an earlier run left in the
+// other.
+//
+// Capabilities.Atomic is false, as a change is several messages. But Replace
+// swaps each family's entries at once and leaves no gap, and so it does with
+// rules.
 func NewIPTables(o Options) (Firewall, error) { return newXt(o, "iptables", "ip6tables", false) }
 
 func newXt(o Options, ip4, ip6 string, noSets bool) (*xt, error) {
@@ -72,17 +76,21 @@ func (x *xt) Name() string { return IPTables }
 func (x *xt) reason() string { return x.why }
 
 // Probe lets the commands check our rules, against sets that are made for it
-// and taken away again.
+// and taken away again. (The legacy commands make their table, if it is not
+// there, by looking at it; that is all that may stay.)
 func (x *xt) Probe(ctx context.Context) (Capabilities, error) {
 	fail := func(doing string, err error) (Capabilities, error) {
 		hint := ""
-		if os.Geteuid() != 0 || errors.Is(err, unix.EPERM) {
-			hint = "; run smtpguard as root or give it CAP_NET_ADMIN"
+		if errors.Is(err, unix.EPERM) {
+			hint = "; run smtpguard as root or give it CAP_NET_ADMIN and CAP_NET_RAW"
 		}
 		if !errors.Is(err, ErrUnavailable) {
 			err = fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}
 		return Capabilities{}, fmt.Errorf("%s: %w%s", doing, err, hint)
+	}
+	if !mayUseXtables() {
+		return fail("looking for iptables", unix.EPERM)
 	}
 	var families []*xtFamily
 	for _, v6 := range []bool{false, true} {

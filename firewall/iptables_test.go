@@ -18,10 +18,10 @@ import (
 
 // xtBackends are the variants of iptables, with ipset and without.
 var xtBackends = []backend{
-	{"iptables-nft", true, xtOpener(xtNFT, false)},
-	{"iptables-legacy", true, xtOpener(xtLegacy, false)},
-	{"iptables-nft without ipset", true, xtOpener(xtNFT, true)},
-	{"iptables-legacy without ipset", true, xtOpener(xtLegacy, true)},
+	{"iptables-nft", true, false, xtOpener(xtNFT, false)},
+	{"iptables-legacy", true, false, xtOpener(xtLegacy, false)},
+	{"iptables-nft without ipset", true, false, xtOpener(xtNFT, true)},
+	{"iptables-legacy without ipset", true, false, xtOpener(xtLegacy, true)},
 }
 
 func xtOpener(variant string, noSets bool) func(testing.TB, netNS, Options) Firewall {
@@ -243,14 +243,15 @@ func TestIPTablesTamper(t *testing.T) {
 		{"a set of another type", "iptables -t raw -F; ipset destroy smtpguard4; ipset create smtpguard4 hash:ip", "sets"},
 		{"a set of other settings", "iptables -t raw -F; ipset destroy smtpguard4; ipset create smtpguard4 hash:net", "sets"},
 	}
-	for _, tc := range cases {
-		t.Run(tc.name, func(t *testing.T) {
-			o := Options{Ports: []uint16{25}, Allow: []netip.Prefix{netip.MustParsePrefix("192.0.2.5/32")}}
-			onEachXt(t, o, func(t *testing.T, fw *xt, ns netNS) {
-				if tc.only == "nft" && fw.families[0].variant != xtNFT || tc.only == "sets" && fw.noSets {
-					t.Skip("not a thing that can happen here")
-				}
-				do(t, fw, "ensure\nset 192.0.2.0/27 20m, 192.0.2.1/32 10m, 2001:db8::1/128 10m")
+	o := Options{Ports: []uint16{25}, Allow: []netip.Prefix{netip.MustParsePrefix("192.0.2.5/32")}}
+	onEachXt(t, o, func(t *testing.T, fw *xt, ns netNS) {
+		for _, tc := range cases {
+			if tc.only == "nft" && fw.families[0].variant != xtNFT || tc.only == "sets" && fw.noSets {
+				continue
+			}
+			t.Run(tc.name, func(t *testing.T) {
+				ns := netNS{t, ns.fd}
+				do(t, fw, "replace 192.0.2.0/27 20m, 192.0.2.1/32 10m\nset 2001:db8::1/128 10m")
 				if changed, err := fw.Ensure(t.Context()); changed || err != nil {
 					t.Fatal(changed, err)
 				}
@@ -262,16 +263,14 @@ func TestIPTablesTamper(t *testing.T) {
 				if changed, err := fw.Ensure(t.Context()); err != nil || changed {
 					t.Fatalf("second Ensure: changed %v, %v", changed, err)
 				}
-				expect(t, fw, was)
-				do(t, fw, "replace 192.0.2.0/27 20m, 192.0.2.1/32 10m, 2001:db8::1/128 10m")
-				expect(t, fw, was)
+				expect(t, fw, was) // restored from what we remember, already before Replace
 				rules := ns.run(fw.command(""), "-t", "raw", "-S")
 				if strings.Contains(rules, "192.0.2.99") || strings.Contains(rules, "192.0.2.77") || strings.Count(rules, "-j SMTPGUARD") != 1 {
 					t.Fatal(rules)
 				}
 			})
-		})
-	}
+		}
+	})
 }
 
 // tamper runs a shell script with the commands of fw's variant.
@@ -285,24 +284,23 @@ var iptablesCommand = regexp.MustCompile(`\b(ip6?tables)(-restore)?\b`)
 // TestIPTablesSurvives: what touches nothing of ours is no alarm.
 func TestIPTablesSurvives(t *testing.T) {
 	const was = "192.0.2.0/27 20m\n192.0.2.1/32 10m"
-	for _, tc := range []struct{ name, sh string }{
+	cases := []struct{ name, sh string }{
 		{"iptables-restore -n", "printf '*filter\\n-A INPUT -p tcp --dport 22 -j ACCEPT\\nCOMMIT\\n*raw\\n-A PREROUTING -s 192.0.2.66 -j ACCEPT\\nCOMMIT\\n' | iptables-restore -n"},
 		{"a rule behind ours", "iptables -t raw -A PREROUTING -p tcp -j ACCEPT"},
-		{"ipset destroy", "ipset create other hash:ip; ipset destroy smtpguard4 || ipset destroy other"},
+		{"ipset destroy", "ipset create x hash:ip; ipset destroy smtpguard4 || ipset destroy x"},
 		{"filter flushed", "iptables -F; iptables -X"},
 		{"foreign sets", "ipset create other hash:net; ipset add other 192.0.2.0/24"},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			onEachXt(t, Options{}, func(t *testing.T, fw *xt, ns netNS) {
-				do(t, fw, "ensure\nset 192.0.2.0/27 20m, 192.0.2.1/32 10m")
-				tamper(fw, ns, tc.sh)
-				if changed, err := fw.Ensure(t.Context()); err != nil || changed {
-					t.Fatalf("Ensure: changed %v, %v", changed, err)
-				}
-				expect(t, fw, was)
-			})
-		})
 	}
+	onEachXt(t, Options{}, func(t *testing.T, fw *xt, ns netNS) {
+		do(t, fw, "ensure\nset 192.0.2.0/27 20m, 192.0.2.1/32 10m")
+		for _, tc := range cases {
+			tamper(fw, ns, tc.sh)
+			if changed, err := fw.Ensure(t.Context()); err != nil || changed {
+				t.Fatalf("%s: changed %v, %v", tc.name, changed, err)
+			}
+			expect(t, fw, was)
+		}
+	})
 }
 
 // TestIPTablesGone: a change of what is gone fails and says so.
@@ -391,23 +389,19 @@ func TestIPTablesOtherVariant(t *testing.T) {
 	}
 }
 
-// TestIPTablesProbeWithoutRights runs on a thread that gave its rights away.
+// TestIPTablesProbeWithoutRights runs on a thread that gave rights away, all
+// of them or one.
 func TestIPTablesProbeWithoutRights(t *testing.T) {
-	for _, variant := range []string{xtNFT, xtLegacy} {
-		fw, err := newXt(Options{}, "iptables-"+variant, "ip6tables-"+variant, false)
+	for _, keep := range []uint32{0, 1 << unix.CAP_NET_ADMIN} {
+		fw, err := newXt(Options{}, "iptables-nft", "ip6tables-nft", false)
 		if err != nil {
 			t.Fatal(err)
 		}
-		ns := newNetNS(t)
 		var probeErr error
-		err = ns.do(func() error {
-			// Also what a command started from here would get back by being root's.
-			if err := unix.Prctl(unix.PR_SET_SECUREBITS, 0x2f, 0, 0, 0); err != nil {
-				return err
-			}
+		err = newNetNS(t).do(func() error {
 			hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-			var none [2]unix.CapUserData
-			if err := unix.Capset(&hdr, &none[0]); err != nil {
+			some := [2]unix.CapUserData{{Effective: keep, Permitted: keep}}
+			if err := unix.Capset(&hdr, &some[0]); err != nil {
 				return err
 			}
 			_, probeErr = fw.Probe(context.Background())
@@ -416,9 +410,29 @@ func TestIPTablesProbeWithoutRights(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !errors.Is(probeErr, ErrUnavailable) || !strings.Contains(fmt.Sprint(probeErr), "CAP_NET_ADMIN") {
-			t.Errorf("%s: %v", variant, probeErr)
+		if !errors.Is(probeErr, ErrUnavailable) || !errors.Is(probeErr, unix.EPERM) || !strings.Contains(fmt.Sprint(probeErr), "CAP_NET_ADMIN and CAP_NET_RAW") {
+			t.Errorf("%#x: %v", keep, probeErr)
 		}
+	}
+}
+
+// TestIPTablesAfterCrash: what a start that was killed left behind is no
+// hindrance, and does not stay.
+func TestIPTablesAfterCrash(t *testing.T) {
+	ns := newNetNS(t)
+	fw := newXtIn(t, ns, xtNFT, false, Options{Allow: []netip.Prefix{netip.MustParsePrefix("192.0.2.9/32")}})
+	ns.run("sh", "-ec", "for s in smtpguard4-new smtpguard-allow4-new smtpguard-probe6; do ipset create $s hash:ip; done; ipset create smtpguard4 hash:net timeout 0; ipset add smtpguard4 192.0.2.1")
+	ns.run("sh", "-ec", "iptables-nft -t raw -N SMTPGUARD; iptables-nft -t filter -N SMTPGUARD; iptables-nft -A INPUT -j SMTPGUARD; iptables-nft -A SMTPGUARD -j DROP")
+	if _, err := fw.Probe(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	do(t, fw, "replace 192.0.2.2/32 10m")
+	expect(t, fw, "192.0.2.2/32 10m")
+	if got := ns.run("ipset", "list", "-name"); strings.Contains(got, "new") || strings.Contains(got, "probe") {
+		t.Error(got)
+	}
+	if got := ns.run("iptables-nft", "-S"); strings.Contains(got, xtChain) {
+		t.Error(got)
 	}
 }
 

@@ -3,6 +3,7 @@ package firewall
 import (
 	"bytes"
 	"context"
+	"flag"
 	"fmt"
 	"net"
 	"net/netip"
@@ -22,7 +23,16 @@ import (
 // TestMain runs the tests of somebody who is not root once more in a user
 // namespace of their own, where they may make network namespaces. Where that
 // is forbidden the tests that need it say so.
+//
+// The test binary is also the stand-in for csf.
 func TestMain(m *testing.M) {
+	if root := os.Getenv(fakeCSFRoot); root != "" {
+		os.Exit(fakeCSF(root, os.Args[1:]))
+	}
+	// They wait for packets that do not come more than they work.
+	if err := flag.Set("test.parallel", "8"); err != nil {
+		panic(err)
+	}
 	const again = "SMTPGUARD_TEST_IN_USERNS"
 	if os.Geteuid() == 0 || os.Getenv(again) != "" {
 		os.Exit(m.Run())

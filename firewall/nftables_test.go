@@ -542,58 +542,6 @@ func TestLengthNames(t *testing.T) {
 	}
 }
 
-func TestOpen(t *testing.T) {
-	ns := newNetNS(t)
-	for _, tc := range []struct{ name, backend, why string }{
-		{Auto, NFTables, "nftables: chosen because"},
-		{NFTables, NFTables, "nftables: as configured"},
-		{Memory, Memory, "memory: as configured; nothing is blocked"},
-	} {
-		fw, why, err := Open(t.Context(), tc.name, Options{NetNS: ns.fd})
-		if errors.Is(err, ErrUnavailable) {
-			cannot(t, "%v", err)
-		}
-		if err != nil || fw.Name() != tc.backend || !strings.HasPrefix(why, tc.why) {
-			t.Fatalf("%s: %v, %q, %v", tc.name, fw, why, err)
-		}
-		if err := fw.Close(t.Context(), false); err != nil {
-			t.Error(err)
-		}
-	}
-	if got := ns.run("nft", "list", "ruleset"); got != "" {
-		t.Errorf("Open changed something:\n%s", got)
-	}
-	for _, bad := range []struct {
-		name string
-		o    Options
-	}{{"pf", Options{}}, {NFTables, Options{Hook: "output"}}, {Auto, Options{Hook: "output"}}} {
-		if fw, _, err := Open(t.Context(), bad.name, bad.o); err == nil || fw != nil || errors.Is(err, ErrUnavailable) {
-			t.Errorf("%+v: %v, %v", bad, fw, err)
-		}
-	}
-}
-
-// TestOpenWithoutRights: the reason is told, and what to do about it.
-func TestOpenWithoutRights(t *testing.T) {
-	ns := newNetNS(t)
-	var err error
-	dropErr := ns.do(func() error {
-		hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-		var none [2]unix.CapUserData
-		if err := unix.Capset(&hdr, &none[0]); err != nil {
-			return err
-		}
-		_, _, err = Open(context.Background(), Auto, Options{})
-		return nil
-	})
-	if dropErr != nil {
-		t.Fatal(dropErr)
-	}
-	if !errors.Is(err, ErrUnavailable) || !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "CAP_NET_ADMIN") {
-		t.Errorf("%v", err)
-	}
-}
-
 // BenchmarkInsert is one block, from the call to the kernel's answer, with
 // entries in force already.
 func BenchmarkInsert(b *testing.B) {

@@ -272,6 +272,19 @@ func inNetNS[T any](ctx context.Context, netNS int, d time.Duration, f func() (T
 	}
 }
 
+// mayUseXtables tells whether commands that are started from here can do their
+// work: without CAP_NET_RAW they cannot ask the kernel which matches and sets
+// it has, and those of the legacy variant cannot do anything.
+func mayUseXtables() bool {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &data[0]); err != nil {
+		return true // the commands will tell
+	}
+	const want = 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_NET_RAW
+	return data[0].Effective&want == want
+}
+
 // kernelHasIPv6 tells whether there can be IPv6 packets.
 func kernelHasIPv6() bool {
 	_, err := os.Stat("/proc/net/if_inet6")

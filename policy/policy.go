@@ -41,8 +41,9 @@ type Backend string
 const (
 	BackendAuto     Backend = "auto"
 	BackendNftables Backend = "nftables"
-	BackendIptables Backend = "iptables"
-	BackendMemory   Backend = "memory" // drops nothing
+	BackendIptables Backend = "iptables" // with ipset; without it each block is a rule
+	BackendCSF      Backend = "csf"      // through the csf command
+	BackendMemory   Backend = "memory"   // drops nothing
 )
 
 // Hook says where in the kernel packets are dropped.
@@ -102,6 +103,7 @@ type Policy struct {
 	Firewall   Firewall
 	Store      Store
 	Control    Control
+	Reports    Reports
 }
 
 // Saturation says when a server is full: shares of the capacity, with
@@ -194,6 +196,7 @@ func Default() *Policy {
 		Firewall:  Firewall{Backend: BackendAuto, Hook: HookPrerouting, OnStop: Keep},
 		Store:     Store{Path: "/var/lib/smtpguard/smtpguard.db"},
 		Control:   Control{Socket: "/run/smtpguard/smtpguard.sock"},
+		Reports:   defaultReports(),
 	}
 }
 

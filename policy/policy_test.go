@@ -114,6 +114,29 @@ allow:
 firewall: {backend: iptables, hook: input, on_stop: remove}
 store: {path: /srv/state}
 control: {socket: /srv/socket, group: "007"}
+reports:
+  mode: auto
+  from: "Desk <abuse@example.net>"
+  org: Example
+  phone: "1"
+  host: mx.example.net
+  return_path: "abuse+{token}@example.net"
+  copy_network: no
+  format: x-arf-0.2
+  overrides: /srv/contacts
+  asn_database: /srv/asn.mmdb
+  dir: /srv/reports
+  lookup: {online: no, sources: [rdap], each: 1s, total: 2s, ipinfo_token_file: /srv/token, dns: "127.0.0.1:53"}
+  threshold: {connections: 7, held: 8, settle: 9s}
+  caps: {recipient: 1h, hour: 1, day: 2, drafts: 3}
+  auto: {connections: 4, blocks: 5}
+  delivery: {by: smtp, program: /srv/sendmail, server: "mail.example.net:587", user: u, password_file: /srv/pw, timeout: 3s}
+  quiet: 1h
+  follow_up: 2h
+  max_follow_ups: 0
+  baseline: 0s
+  keep: 1d
+  redirect: me@example.net
 `
 
 func TestRoundTrip(t *testing.T) {

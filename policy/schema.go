@@ -51,7 +51,7 @@ func schema(p *Policy) mapping {
 		{name: "memory", codec: size(&p.Memory, 4<<20, 64<<30)},
 		{name: "allow", codec: allowCodec{p}},
 		{name: "firewall", codec: mapping{
-			{name: "backend", codec: word(&p.Firewall.Backend, BackendAuto, BackendNftables, BackendIptables, BackendMemory)},
+			{name: "backend", codec: word(&p.Firewall.Backend, BackendAuto, BackendNftables, BackendIptables, BackendCSF, BackendMemory)},
 			{name: "hook", codec: word(&p.Firewall.Hook, HookPrerouting, HookInput)},
 			{name: "on_stop", codec: word(&p.Firewall.OnStop, Keep, Remove)},
 		}},
@@ -62,6 +62,7 @@ func schema(p *Policy) mapping {
 			{name: "socket", codec: text(&p.Control.Socket, "the path of a socket", checkSocket)},
 			{name: "group", codec: text(&p.Control.Group, `the name of a group, or ""`, checkGroup)},
 		}},
+		{name: "reports", codec: reportsSchema(&p.Reports)},
 	}
 }
 

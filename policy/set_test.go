@@ -49,6 +49,16 @@ func TestSet(t *testing.T) {
 	sameFields(t, p, &before)
 }
 
+// TestBackends: every packet filter that firewall.Open knows can be asked for.
+func TestBackends(t *testing.T) {
+	for _, b := range []Backend{BackendAuto, BackendNftables, BackendIptables, BackendCSF, BackendMemory} {
+		p, err := Parse("policy.yaml", []byte("firewall: {backend: "+string(b)+"}\n"))
+		if err != nil || p.Firewall.Backend != b {
+			t.Errorf("%s: %v", b, err)
+		}
+	}
+}
+
 func TestAccessors(t *testing.T) {
 	p := Default()
 	if p.Location() != nil {

@@ -382,6 +382,12 @@ func TestDropAlone(t *testing.T) {
 		t.Parallel()
 		s := newScene(t, lab.MTAOptions{ReceiveTimeout: timeout})
 		_, full := s.fill(lab.Attack{Kind: lab.Silent, Sources: five(), Each: 22})
+		// A slot that is the sender's own when the rule comes would be free
+		// again at once, and nobody could take it.
+		s.poll("every slot is held by the attackers", 20*time.Second, func() (bool, error) {
+			n, err := s.w.HeldBy(five())
+			return n >= 100, err
+		})
 		dropped := drop(s, five())
 		again, err := s.sender.Steady(s.within(timeout+30*time.Second), 5, dropped)
 		if err != nil {
