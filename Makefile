@@ -1,4 +1,4 @@
-.PHONY: build demo test check fuzz bench install clean
+.PHONY: build demo test check corpus fuzz bench install clean
 
 PREFIX ?= /usr/local
 GO ?= go
@@ -22,6 +22,10 @@ check:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not gofmt-ed:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
+
+# Who is blocked, when and how widely, in the logs of real floods.
+corpus:
+	$(GO) test -count=1 -run Corpus -v ./detector | grep -v '^=== '
 
 fuzz:
 	@for t in $$(grep -rnoE --include='*_test.go' 'func Fuzz[A-Za-z0-9]+' . | sed -E 's/^\.\/(.*)\/[^/]+:[0-9]+:func (.*)/\1:\2/'); do \

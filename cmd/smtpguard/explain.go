@@ -1,20 +1,42 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"net/netip"
 	"text/tabwriter"
+	"time"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/smtpguard/smtpguard/detector"
+	"github.com/smtpguard/smtpguard/store"
 )
 
 func (e *env) explainCommand() *cli.Command {
-	return &cli.Command{Name: "explain", Usage: "why a source is blocked, or why not", ArgsUsage: "ADDRESS|PREFIX", Action: e.explain}
+	return &cli.Command{
+		Name: "explain", Usage: "why a source is blocked, or why not", ArgsUsage: "ADDRESS|PREFIX",
+		Description: "Now, by the daemon; or with --log and --at, at a time in the past, by the log alone.",
+		Flags: []cli.Flag{
+			&cli.StringSliceFlag{Name: "log", Usage: "look into `FILE` instead (may be given more than once)"},
+			&cli.StringFlag{Name: "at", Usage: "at `TIME` in the log (default: its end)"},
+			&cli.IntFlag{Name: "capacity", Usage: "with --log: the server had `N` slots"},
+		},
+		Action: e.explain,
+	}
 }
 
 func (e *env) explain(c *cli.Context) error {
 	p, err := oneSource(c)
 	if err != nil {
 		return err
+	}
+	if c.IsSet("log") {
+		return e.explainLog(c, p)
+	}
+	if c.IsSet("at") || c.IsSet("capacity") {
+		return &usageError{"--at and --capacity go with --log"}
 	}
 	g, done, err := e.guard(c)
 	if err != nil {
@@ -48,18 +70,7 @@ func (e *env) explain(c *cli.Context) error {
 		row("  allowed", "%s is never blocked: %s", x.Allowed.Prefix, x.Allowed.Why)
 	}
 	w.Flush()
-	n := x.Now
-	if n.Known {
-		fmt.Fprintf(e.stdout, "  holds %d slots by the log; opened %d connections, refused %d, messages accepted %d, since %s\n",
-			n.Held, n.Opens, n.Refused, n.Accepted, clock(n.First))
-	}
-	if n.KnownGoodCount > 0 {
-		fmt.Fprintf(e.stdout, "  known good: %s inside, the latest %s (last message %s)\n",
-			count(n.KnownGoodCount, "sender", "senders"), n.KnownGood[0].Addr, clock(n.KnownGood[0].Last))
-	}
-	for _, r := range n.Rules {
-		fmt.Fprintf(e.stdout, "  rule %s on %s: %s\n", r.Rule, r.Source, r.Need)
-	}
+	e.showScores(x.Now)
 	if x.Held >= 0 {
 		fmt.Fprintf(e.stdout, "  the kernel's socket table shows %s\n", count(x.Held, "connection that holds a slot", "connections that hold slots"))
 	}
@@ -72,5 +83,75 @@ func (e *env) explain(c *cli.Context) error {
 	for _, d := range x.Recent {
 		fmt.Fprintf(e.stdout, "  decision: %s %s %s: %s\n", clock(d.Time), d.Prefix, d.What, d.Why)
 	}
+	return nil
+}
+
+// showScores prints what the detector knows of a source.
+func (e *env) showScores(n detector.Explanation) {
+	if n.Known {
+		fmt.Fprintf(e.stdout, "  holds %d slots by the log; opened %d connections, refused %d, messages accepted %d, since %s\n",
+			n.Held, n.Opens, n.Refused, n.Accepted, clock(n.First))
+	}
+	if n.KnownGoodCount > 0 {
+		fmt.Fprintf(e.stdout, "  known good: %s inside, the latest %s (last message %s)\n",
+			count(n.KnownGoodCount, "sender", "senders"), n.KnownGood[0].Addr, clock(n.KnownGood[0].Last))
+	}
+	for _, r := range n.Rules {
+		fmt.Fprintf(e.stdout, "  rule %s on %s: %s\n", r.Rule, r.Source, r.Need)
+	}
+}
+
+// explainLog replays logs up to a time and explains the source as it stood
+// then. Blocks that the policy would have made took effect, as in replay.
+func (e *env) explainLog(c *cli.Context, p netip.Prefix) error {
+	var until time.Time
+	if at := c.String("at"); at != "" {
+		var err error
+		if until, err = parseTime(at); err != nil {
+			return &usageError{"--at " + err.Error()}
+		}
+	}
+	r, files, parser, err := e.openReplay(c, c.StringSlice("log"))
+	defer closeLogs(files)
+	if err != nil {
+		return err
+	}
+	var blocked []store.Block
+	r.OnBlock = func(b store.Block) {
+		if b.Prefix.Overlaps(p) {
+			blocked = append(blocked, b)
+		}
+	}
+	errEnough := errors.New("the time is reached")
+	for _, f := range files {
+		parser.SetReference(f.modified)
+		ctx, cancel := context.WithCancelCause(c.Context)
+		err := readBlocks(ctx, f, parser, func(b *block) {
+			for i := range b.events {
+				if !until.IsZero() && b.events[i].Time.After(until) {
+					cancel(errEnough)
+					return
+				}
+				r.Observe(&b.events[i])
+			}
+		})
+		enough := context.Cause(ctx) == errEnough
+		cancel(nil)
+		if enough {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("reading %s: %w", f.name, err)
+		}
+	}
+	x := r.Detector.Explain(p)
+	if c.Bool("json") {
+		return e.json(map[string]any{"prefix": p, "now": x, "blocks": blocked})
+	}
+	fmt.Fprintf(e.stdout, "%s at %s, by the log: %d of %d slots taken\n", p, clock(x.Time), x.Count, x.Capacity)
+	for _, b := range blocked {
+		fmt.Fprintf(e.stdout, "  would be blocked from %s until %s: %s\n", clock(b.Since), clock(b.Until), b.Reason)
+	}
+	e.showScores(x)
 	return nil
 }

@@ -45,6 +45,13 @@ func (e *env) policy(c *cli.Context) (*policy.Policy, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Where CSF is installed its administrator has said already whom never to
+	// block.
+	csf, err := policy.CSFAllowed(firewall.CSFAllowFiles("/"))
+	if err != nil {
+		return nil, withHint(fmt.Errorf("reading CSF's own allowlist: %w", err), "whom it allows must be known before anything is blocked")
+	}
+	p.Allow = append(p.Allow, csf...)
 	if s := c.String("socket"); s != "" {
 		p.Control.Socket = s
 	}

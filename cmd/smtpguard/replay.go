@@ -94,34 +94,8 @@ func (e *env) replay(c *cli.Context) error {
 	if !c.Args().Present() {
 		return &usageError{"name one or more logs, or - for standard input"}
 	}
-	p, err := e.policy(c)
-	if err != nil {
-		return err
-	}
-	if z := c.String("zone"); z != "" {
-		if _, err := time.LoadLocation(z); err != nil {
-			return &usageError{fmt.Sprintf("--zone %s: not a time zone", z)}
-		}
-		p.Zone = z
-	}
-	capacity := c.Int("capacity")
-	if c.IsSet("capacity") && capacity < 1 {
-		return &usageError{"--capacity: want 1 or more"}
-	}
-	loc := p.Location()
-	if loc == nil {
-		loc = time.Local
-	}
-	r, err := guard.NewReplay(p, capacity)
-	if err != nil {
-		return err
-	}
-	files, err := e.openLogs(c.Args().Slice(), loc)
-	defer func() {
-		for _, f := range files {
-			f.close()
-		}
-	}()
+	r, files, parser, err := e.openReplay(c, c.Args().Slice())
+	defer closeLogs(files)
 	if err != nil {
 		return err
 	}
@@ -150,7 +124,6 @@ func (e *env) replay(c *cli.Context) error {
 		_ = line.json(s)
 	}
 	sum := replaySummary{Type: "summary"}
-	parser := exim.New(loc)
 	bar := newProgress(e.stderr, files)
 	defer func() { bar.show(sum.Lines, true) }()
 	for _, f := range files {
@@ -177,6 +150,40 @@ func (e *env) replay(c *cli.Context) error {
 		return err
 	}
 	return e.learn(c, r)
+}
+
+// openReplay makes a replay of the policy and opens the logs, which closeLogs
+// must close, also after an error.
+func (e *env) openReplay(c *cli.Context, names []string) (*guard.Replay, []*logFile, *exim.Parser, error) {
+	p, err := e.policy(c)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if z := c.String("zone"); z != "" {
+		if err := p.Set("zone", z); err != nil {
+			return nil, nil, nil, &usageError{fmt.Sprintf("--zone: %v", err)}
+		}
+	}
+	capacity := c.Int("capacity")
+	if c.IsSet("capacity") && capacity < 1 {
+		return nil, nil, nil, &usageError{"--capacity: want 1 or more"}
+	}
+	loc := p.Location()
+	if loc == nil {
+		loc = time.Local
+	}
+	r, err := guard.NewReplay(p, capacity)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	files, err := e.openLogs(names, loc)
+	return r, files, exim.New(loc), err
+}
+
+func closeLogs(files []*logFile) {
+	for _, f := range files {
+		f.close()
+	}
 }
 
 // learn hands the senders of accepted mail to the daemon.
