@@ -139,3 +139,13 @@ func newNamespace(tb testing.TB) int {
 	tb.Cleanup(func() { unix.Close(r.fd) })
 	return r.fd
 }
+
+// dup duplicates a file descriptor, to be closed by whoever gets it.
+func dup(tb testing.TB, fd int) int {
+	tb.Helper()
+	n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return n
+}
