@@ -126,12 +126,18 @@ func (r *replayed) blocked(a netip.Addr) bool {
 // it frees what the source holds, and later lines of the source never were.
 func replay(t *testing.T, text []byte, cfg detector.Config, enforce bool, spoil degrade) *replayed {
 	t.Helper()
+	return replayIn(t, time.UTC, text, cfg, enforce, spoil)
+}
+
+// replayIn is replay of a log whose times are in loc where they say no offset.
+func replayIn(t *testing.T, loc *time.Location, text []byte, cfg detector.Config, enforce bool, spoil degrade) *replayed {
+	t.Helper()
 	d, err := detector.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	r := &replayed{d: d}
-	p := exim.New(time.UTC)
+	p := exim.New(loc)
 	p.SetReference(time.Date(2026, 11, 23, 0, 0, 0, 0, time.UTC))
 	for line := range bytes.Lines(text) {
 		r.lines++

@@ -25,12 +25,13 @@ type Detector struct {
 	chain4 []uint8 // levels of IPv4 prefixes, from narrow to wide
 	chain6 []uint8
 
-	window     []int // rule -> number in satWindows or opnWindows
-	step       []int64
-	satWindows []window
-	opnWindows []window
-	satMemory  int64 // nothing older is in any saturation window
-	opnMemory  int64
+	window      []int // rule -> number in satWindows or opnWindows
+	step        []int64
+	satWindows  []window
+	opnWindows  []window
+	satShortest int64 // the shortest saturation window
+	satMemory   int64 // nothing older is in any saturation window
+	opnMemory   int64
 
 	clock
 	now      int64   // nanoseconds
@@ -50,20 +51,24 @@ type Detector struct {
 	young, old byAge // of the server's present run; from before its restart
 	gen        uint32
 
-	capacity  int
-	how       string
-	maxCount  int // since the server's start
-	taken     int
-	anchored  bool  // taken is from the server's own count
-	anchor    int64 // when it was
-	ones      int   // open lines in a row that said 1 when it was more
-	limitless bool  // the server does not count
+	capacity   int
+	how        string
+	maxCount   int // since the server's start
+	taken      int
+	anchored   bool  // taken is from the server's own count
+	anchor     int64 // when it was
+	excess     int   // more are thought open than counted, at least, since
+	excessFrom int64
+	ones       int  // open lines in a row that said 1 when it was more
+	limitless  bool // the server does not count
 
 	goods   goods
 	stormy  []uint32 // prefixes over an opens threshold, to be judged
 	hots    []hot
 	recent  [1024]recentOpen
 	recentN uint32
+	early   [1024]earlyClose
+	earlyN  uint32
 
 	stats Stats
 	out   []Verdict
@@ -167,6 +172,11 @@ func New(cfg Config) (*Detector, error) {
 	}
 	for i := range d.levels {
 		d.levels[i].slack, d.levels[i].calm = d.ease(i)
+	}
+	for i := range d.satWindows {
+		if l := d.satWindows[i].length; i == 0 || l < d.satShortest {
+			d.satShortest = l
+		}
 	}
 	d.sat.stride = ringLen * len(d.satWindows)
 	d.opn.stride = ringLen * len(d.opnWindows)

@@ -151,10 +151,9 @@ func (d *Detector) onItsWay(n *node, r int) bool {
 // along adds to the candidates the addresses that keep as large a share of the
 // slots as one of them, and will have kept it as long in a moment.
 func (d *Detector) along(active []uint32) {
-	first := len(d.cands)
-	for j := range first {
-		r := d.cands[j].rule
-		if slices.ContainsFunc(d.cands[:j], func(c candidate) bool { return c.rule == r }) {
+	first := d.cands
+	for _, r := range d.levels[0].sat {
+		if !slices.ContainsFunc(first, func(c candidate) bool { return c.rule == r }) {
 			continue
 		}
 		rule := &d.cfg.Rules[r]

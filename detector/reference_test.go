@@ -34,6 +34,8 @@ type reference struct {
 	scars    map[netip.Prefix]int64
 	stormy   map[netip.Prefix]bool
 	hots     []refHot
+	opens    []conn // ever
+	early    []conn // closing lines without an opening one
 	out      []Verdict
 }
 
@@ -83,6 +85,9 @@ func (r *reference) observe(ev *Event) []Verdict {
 	open := func(c conn) bool {
 		return c.to == math.MaxInt64 && c.addr == ev.Source && c.port == ev.Port
 	}
+	recently := func(c conn) bool {
+		return c.addr == ev.Source && c.port == ev.Port && r.now-c.from <= 2*disorder
+	}
 	switch ev.Kind {
 	case Opened:
 		if i := slices.IndexFunc(r.conns, open); i >= 0 {
@@ -92,12 +97,20 @@ func (r *reference) observe(ev *Event) []Verdict {
 		r.n = ev.Count
 		r.p = r.weight()
 		r.storm(ev.Source)
+		r.opens = append(r.opens, conn{addr: ev.Source, port: ev.Port, from: r.now})
+		if i := slices.IndexFunc(r.early, func(c conn) bool { return recently(c) && r.now <= c.from }); i >= 0 {
+			r.early = slices.Delete(r.early, i, i+1)
+			r.conns[len(r.conns)-1].to = r.now
+			r.n = max(0, r.n-1)
+		}
 	case Closed:
 		if i := slices.IndexFunc(r.conns, open); i >= 0 {
 			r.conns[i].to = r.now
 			if r.conns[i].gen == r.gen {
 				r.n = max(0, r.n-1)
 			}
+		} else if !slices.ContainsFunc(r.opens, recently) {
+			r.early = append(r.early, conn{addr: ev.Source, port: ev.Port, from: r.now})
 		}
 	case Refused:
 		r.n = r.cfg.Capacity
@@ -481,7 +494,9 @@ func (r *reference) evaluate() {
 			}
 		}
 		if l.single {
-			for _, c := range slices.Clone(cands) {
+			inOrder := slices.Clone(cands)
+			slices.SortStableFunc(inOrder, func(a, b refCandidate) int { return a.rule - b.rule })
+			for _, c := range inOrder {
 				for _, p := range byLevel[l] {
 					if r.cfg.Rules[c.rule].Metric != Saturation || r.silent(p) || r.held(p) == 0 || !r.looksAt(c.rule, p) ||
 						slices.ContainsFunc(cands, func(x refCandidate) bool { return x.prefix == p }) {

@@ -471,6 +471,9 @@ func TestHeld(t *testing.T) {
 		{"open and close", []Event{o(a, 1, 1), o(a, 2, 2), c(a, 1)}, 1, 1},
 		{"closed twice", []Event{o(a, 1, 1), o(a, 2, 2), c(a, 1), c(a, 1)}, 1, 1},
 		{"closed, never opened", []Event{o(a, 1, 1), c(b, 1), c(a, 9)}, 1, 1},
+		{"closing line first", []Event{c(a, 1), o(a, 1, 1)}, 0, 0},
+		{"closing line of another first", []Event{c(a, 2), c(b, 1), o(a, 1, 1)}, 1, 1},
+		{"closed twice, and opened again", []Event{o(a, 1, 1), c(a, 1), c(a, 1), o(a, 1, 1)}, 1, 1},
 		{"opened twice", []Event{o(a, 1, 1), o(a, 1, 1)}, 1, 1},
 		{"without ports", []Event{o(a, 0, 1), o(a, 0, 2), o(b, 0, 3), c(a, 0)}, 2, 2},
 		{"without ports, closing lines lost", []Event{o(a, 0, 1), o(a, 0, 2), o(a, 0, 3), o(b, 0, 2)}, 2, 2},
@@ -497,6 +500,65 @@ func TestHeld(t *testing.T) {
 				t.Errorf("held %d (%d listed), count %d; want %d, %d", s.d.Held(), n, s.d.Count(), x.held, x.count)
 			}
 		})
+	}
+}
+
+// A closing line that comes first ends only what was opened before it, by the
+// lines' own times, and not long ago.
+func TestClosedEarly(t *testing.T) {
+	for _, c := range []struct {
+		name            string
+		opened, arrives time.Duration // after the closing line: by its time, and in the log
+		held            int
+	}{
+		{"a second before", -time.Second, time.Second, 0},
+		{"in the same second", 0, 0, 0},
+		{"after it", time.Second, time.Second, 1},
+		{"too long ago", -time.Second, 5 * time.Second, 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newSim(t, Config{Capacity: 100})
+			a := netip.MustParseAddr("192.0.2.1")
+			s.event(Event{Kind: Closed, Source: a, Port: 7})
+			s.now = t0.Add(c.arrives)
+			s.event(Event{Kind: Tick})
+			s.now = t0.Add(c.opened)
+			s.event(Event{Kind: Opened, Source: a, Port: 7, Count: 1})
+			if s.d.Held() != c.held || s.d.Count() != c.held {
+				t.Errorf("held %d, count %d, want %d", s.d.Held(), s.d.Count(), c.held)
+			}
+			s.d.check(t)
+		})
+	}
+}
+
+// Where closing lines come, a count that is too low for a moment is the order
+// of the lines; one that stays too low shows that some were lost.
+func TestCountTooLow(t *testing.T) {
+	s := newSim(t, Config{Capacity: 100})
+	s.block = false
+	a, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
+	for range 100 {
+		s.open(a)
+		s.close(a)
+	}
+	s.keep([]netip.Addr{a}, 60)
+	low := func(count int) {
+		s.port++
+		s.event(Event{Kind: Opened, Source: b, Port: s.port, Count: count})
+	}
+	low(20)
+	if s.d.Held() != 61 {
+		t.Errorf("one line out of order: %d held, want 61", s.d.Held())
+	}
+	low(62)
+	for range 4 {
+		s.now = s.now.Add(time.Second)
+		low(20)
+	}
+	// 63 less 20 and the 8 that are let pass was the least that was too many.
+	if s.d.Held() != 66-35 {
+		t.Errorf("after 3 s of lower counts %d are held, want 31", s.d.Held())
 	}
 }
 

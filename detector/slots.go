@@ -161,7 +161,7 @@ func (d *Detector) opened(ev *Event) {
 	if i == 0 {
 		return
 	}
-	before := d.young.n
+	before, ended := d.young.n, d.endedEarly(ev)
 	d.take(i, ev.Port, ev.Count)
 	d.countOpen(i)
 	d.recent[d.recentN%uint32(len(d.recent))] = recentOpen{d.nodes.at(i).key, d.now, int32(min(ev.Count, 1<<30)), ev.Port}
@@ -172,6 +172,62 @@ func (d *Detector) opened(ev *Event) {
 	}
 	d.counted(count, before, ev.Port == 0)
 	d.storm(i)
+	if ended {
+		if h := d.holder(d.nodes.at(i).key, ev.Port); h != 0 {
+			d.stats.Closed++
+			d.free(h)
+		}
+	}
+}
+
+// earlyClose is a closing line that was written before the opening one: each
+// process writes its own lines, and a syslog daemon may deliver them in
+// another order. Without it a short session would hold its slot for ever.
+type earlyClose struct {
+	key     key
+	at, log int64 // detector's time and the line's own
+	port    uint16
+}
+
+// closedEarly remembers a closing line of k for which nothing was open. It
+// must not be one too many: whoever can have two closing lines written could
+// hide his next connection from the same port.
+func (d *Detector) closedEarly(ev *Event, k key) {
+	log := logNanos(ev.Time)
+	if log == 0 {
+		return
+	}
+	for back := uint32(1); back <= min(d.recentN, uint32(len(d.recent))); back++ {
+		o := &d.recent[(d.recentN-back)%uint32(len(d.recent))]
+		if d.now-o.t > 2*disorder {
+			break
+		}
+		if o.port == ev.Port && o.key == k {
+			return // opened, and closed before
+		}
+	}
+	d.early[d.earlyN%uint32(len(d.early))] = earlyClose{k, d.now, log, ev.Port}
+	d.earlyN++
+}
+
+// endedEarly says whether the closing line for the opening line ev has come
+// already: not long ago, with a time that is no earlier.
+func (d *Detector) endedEarly(ev *Event) bool {
+	if ev.Port == 0 || d.earlyN == 0 {
+		return false
+	}
+	log, k := logNanos(ev.Time), keyOf(ev.Source)
+	for back := uint32(1); back <= min(d.earlyN, uint32(len(d.early))); back++ {
+		e := &d.early[(d.earlyN-back)%uint32(len(d.early))]
+		if d.now-e.at > 2*disorder {
+			break
+		}
+		if e.port == ev.Port && e.key == k && log != 0 && log <= e.log {
+			e.port = 0
+			return true
+		}
+	}
+	return false
 }
 
 // counted takes the server's own count of taken slots, which came with an
@@ -202,12 +258,24 @@ func (d *Detector) counted(count, before int, portless bool) {
 		return // not yet known whether it counts at all
 	}
 	// More are thought open than the server counts: closing lines were
-	// lost, or there are none. The oldest go.
-	slack := 8
-	if portless || d.stats.Closed*4 <= d.stats.Opened-uint64(min(d.stats.Opened, uint64(d.young.n))) {
-		slack = 0
+	// lost, or there are none. The oldest go; in the first case only as many
+	// as were too many for so long that it is not the order of the lines.
+	excess := d.young.n - count
+	if !portless && d.stats.Closed*4 > d.stats.Opened-uint64(min(d.stats.Opened, uint64(d.young.n))) {
+		if excess -= 8; excess <= 0 {
+			d.excess = 0
+			return
+		}
+		if d.excess == 0 {
+			d.excess, d.excessFrom = excess, d.now
+		}
+		d.excess = min(d.excess, excess)
+		if d.now-d.excessFrom <= disorder {
+			return
+		}
+		excess, d.excess = d.excess, 0
 	}
-	for excess := d.young.n - count - slack; excess > 0; excess-- {
+	for ; excess > 0; excess-- {
 		d.free(d.young.head)
 		d.stats.Assumed++
 		d.taken = count
@@ -223,6 +291,9 @@ func (d *Detector) closed(ev *Event) {
 		h = d.nodes.at(i).head
 	}
 	if h == 0 {
+		if ev.Port != 0 {
+			d.closedEarly(ev, k)
+		}
 		return
 	}
 	d.nodes.at(d.holders.at(h).node).last = d.now
@@ -267,7 +338,7 @@ func (d *Detector) restarted() {
 		d.young = byAge{}
 	}
 	d.gen++
-	d.maxCount, d.ones, d.limitless = 0, 0, false
+	d.maxCount, d.ones, d.limitless, d.excess = 0, 0, false, 0
 	d.taken, d.anchored, d.anchor = 0, true, d.now
 }
 
@@ -323,10 +394,22 @@ func (d *Detector) Count() int {
 // Pressure is Count divided by Capacity.
 func (d *Detector) Pressure() float64 { return float64(d.Count()) / float64(d.capacity) }
 
+// guessing says whether the log has no closing lines, or hardly any: then who
+// holds is a guess from who came last, and a proper sender who comes often is
+// wronged by it.
+func (d *Detector) guessing() bool { return d.stats.Closed*4 < d.stats.Assumed }
+
+// guessedAt is the pressure below which a guess counts nothing: with no more
+// than the count to go by, a busy hour and a flood that has not filled the
+// server look the same.
+const guessedAt = 0.98
+
 // weight is p of DESIGN.md: how much a held slot counts at the present
 // pressure, 0 to 1.
 func (d *Detector) weight() float64 {
 	switch x := d.Pressure(); {
+	case x < guessedAt && d.guessing():
+		return 0
 	case x >= d.cfg.SaturatedAt:
 		return 1
 	case x <= d.cfg.PressureFrom:

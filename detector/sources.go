@@ -153,14 +153,16 @@ func (d *Detector) add(k key, lv uint8, parent uint32) uint32 {
 	return i
 }
 
-// evict removes one source that holds nothing: of eight, the one with the
-// smallest contribution, and among those without any the one that was quiet
-// for longest; or the first of which nothing is in any window. keep stays.
+// dull is a score that says nothing: a thousandth of any sensible threshold.
+const dull = 1e-4
+
+// evict removes one source that holds nothing: the first that is dull, or
+// else, of eight, the one with the smallest contribution. keep stays. The
+// places are gone round in order, so what is new stays longest.
 func (d *Detector) evict(keep uint32) {
 	const sample, most = 8, 4096
 	var best uint32
 	var bestScore float64
-	var bestLast int64
 	for seen, tried := 0, 0; seen < sample && tried < most && d.nodes.used > 0; tried++ {
 		d.hand++
 		if d.hand > d.nodes.used {
@@ -172,14 +174,7 @@ func (d *Detector) evict(keep uint32) {
 		if n.key.bits == 0 || i == keep || n.child != 0 || n.held > 0 || n.cool > d.now {
 			continue
 		}
-		if n.sat == 0 && n.opn == 0 && d.now-n.last > max(d.satMemory, d.opnMemory) {
-			best = i
-			break
-		}
 		seen++
-		if best != 0 && bestScore <= 0 && n.last >= bestLast {
-			continue // no score is below 0
-		}
 		var score float64
 		for w := range d.satWindows {
 			score = max(score, d.satScore(i, w))
@@ -189,8 +184,11 @@ func (d *Detector) evict(keep uint32) {
 			// the busiest.
 			score = max(score, (d.opnScore(n, w)-1)/1000)
 		}
-		if best == 0 || score < bestScore || score == bestScore && n.last < bestLast {
-			best, bestScore, bestLast = i, score, n.last
+		if best == 0 || score < bestScore {
+			best, bestScore = i, score
+		}
+		if score <= dull {
+			break
 		}
 	}
 	if best != 0 {
@@ -298,8 +296,9 @@ func (d *Detector) accrue(i uint32) {
 	n.lastT, n.lastP = d.now, d.integral
 }
 
-// newSat makes saturation rings for node i. When there are no more, the
-// smallest of eight that belong to sources without held slots go.
+// newSat makes saturation rings for node i. When there are no more, those of a
+// source without held slots go: the first that are no more than what is to be
+// written, or else the smallest of eight.
 func (d *Detector) newSat(i uint32) uint32 {
 	if len(d.sat.free) == 0 {
 		d.sweepSat()
@@ -309,6 +308,8 @@ func (d *Detector) newSat(i uint32) uint32 {
 	}
 	var best uint32
 	var bestScore float64
+	n := d.nodes.at(i)
+	own := float64(n.held) * (d.integral - n.lastP) / (float64(d.capacity) * seconds(d.satShortest))
 	for seen, tried := 0, 0; seen < 8 && tried < 4096; tried++ {
 		o := d.sat.step()
 		if o == 0 || d.nodes.at(o).held > 0 {
@@ -322,11 +323,14 @@ func (d *Detector) newSat(i uint32) uint32 {
 		if best == 0 || score < bestScore {
 			best, bestScore = o, score
 		}
+		if score <= own {
+			break
+		}
 	}
 	if best == 0 {
 		return 0
 	}
-	n := d.nodes.at(best)
+	n = d.nodes.at(best)
 	d.sat.release(n.sat)
 	n.sat = 0
 	d.stats.Evicted++

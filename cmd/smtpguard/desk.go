@@ -63,12 +63,7 @@ func openDesk(p *policy.Policy, st *store.Store, allowed func() []netip.Prefix, 
 	}
 	o := abuse.Options{Config: c, Store: st, Log: log, Version: programVersion(), Spare: allowed}
 	if allowed == nil {
-		o.Spare = func() (ps []netip.Prefix) {
-			for _, e := range p.Allow {
-				ps = append(ps, e.Prefix)
-			}
-			return ps
-		}
+		o.Spare = func() []netip.Prefix { return allowedBy(p) }
 	}
 	o.Blocked = func(a netip.Addr) (netip.Prefix, bool) {
 		blocks, _ := st.InForce(time.Now()) // damaged ones are not in it; the others count
@@ -116,7 +111,7 @@ func startDesk(ctx context.Context, g *guard.Guard, d *abuse.Desk, log *slog.Log
 // tellDesk hands new blocks to the desk until ctx ends. What was not handed
 // over when the program ends is found in the store when it starts again.
 func tellDesk(ctx context.Context, g *guard.Guard, d *abuse.Desk, log *slog.Logger) {
-	t := time.NewTicker(5 * time.Second)
+	t := time.NewTicker(2 * time.Second)
 	defer t.Stop()
 	told := false
 	for {
@@ -174,13 +169,18 @@ func allowedNow(ctx context.Context, g *guard.Guard) func() []netip.Prefix {
 type evidenceLogs struct {
 	paths []string
 	zone  *time.Location
+	only  bool // these files and no others
 }
 
 func (l *evidenceLogs) Scan(ctx context.Context, from, to time.Time, fn func(*detector.Event, []byte) error) (reach time.Time, err error) {
 	e := &env{}
 	for _, path := range l.paths {
 		p := exim.New(l.zone)
-		for _, name := range generations(path, from) {
+		names := []string{path}
+		if !l.only {
+			names = generations(path, from)
+		}
+		for _, name := range names {
 			f, err := e.openLog(name)
 			if errors.Is(err, os.ErrNotExist) {
 				continue // rotated away just now

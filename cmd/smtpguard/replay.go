@@ -37,6 +37,7 @@ func (e *env) replayCommand() *cli.Command {
 			&cli.IntFlag{Name: "capacity", Usage: "the server had `N` slots (smtp_accept_max)"},
 			&cli.BoolFlag{Name: "learn", Usage: "remember the senders of accepted mail as known good, in the daemon or its store"},
 			&cli.StringFlag{Name: "zone", Usage: "time zone `NAME` of lines that state none (default: as the policy says)"},
+			&cli.StringFlag{Name: "reports", Usage: "draft the abuse reports as files in `DIR`; nothing is sent, nobody is asked"},
 		},
 		Action: e.replay,
 	}
@@ -123,6 +124,17 @@ func (e *env) replay(c *cli.Context) error {
 		}
 		_ = line.json(s)
 	}
+	var reports *replayReports
+	if c.String("reports") != "" {
+		if reports, err = e.newReplayReports(c, c.Args().Slice()); err != nil {
+			return err
+		}
+		told := r.OnBlock
+		r.OnBlock = func(b store.Block) {
+			told(b)
+			reports.take(b)
+		}
+	}
 	sum := replaySummary{Type: "summary"}
 	bar := newProgress(e.stderr, files)
 	defer func() { bar.show(sum.Lines, true) }()
@@ -145,6 +157,13 @@ func (e *env) replay(c *cli.Context) error {
 		err = line.json(sum)
 	} else {
 		showReplay(out, blocks, spares, sum)
+	}
+	if reports != nil {
+		said, rerr := reports.finish(c, sum.Last)
+		err = errors.Join(err, rerr)
+		if rerr == nil && !asJSON {
+			fmt.Fprintln(out, said)
+		}
 	}
 	if err = errors.Join(err, out.Flush()); err != nil || !c.Bool("learn") {
 		return err
