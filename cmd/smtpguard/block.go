@@ -84,11 +84,10 @@ func (e *env) block(c *cli.Context) error {
 			}
 		}
 	}
-	g, done, err := e.guard(c)
+	g, err := e.guard(c)
 	if err != nil {
 		return err
 	}
-	defer done()
 	out, err := g.Block(c.Context, reqs, c.Bool("dry-run"))
 	return errors.Join(e.showOutcomes(c, out), err)
 }
@@ -236,11 +235,10 @@ func (e *env) unblock(c *cli.Context) error {
 			return err
 		}
 	}
-	g, done, err := e.guard(c)
+	g, err := e.guard(c)
 	if err != nil {
 		return err
 	}
-	defer done()
 	lifted, err := g.Unblock(c.Context, p, control.Operator(os.Getuid()))
 	if err := e.lifted(c, lifted); err != nil {
 		return err
@@ -287,11 +285,10 @@ func (e *env) blocksList(c *cli.Context) error {
 	if err := noArgs(c); err != nil {
 		return err
 	}
-	g, done, err := e.guard(c)
+	g, err := e.guard(c)
 	if err != nil {
 		return err
 	}
-	defer done()
 	list, err := g.Blocks(c.Context)
 	if err != nil {
 		return err
@@ -321,11 +318,10 @@ func (e *env) blocksExport(c *cli.Context) error {
 	if err := noArgs(c); err != nil {
 		return err
 	}
-	g, done, err := e.guard(c)
+	g, err := e.guard(c)
 	if err != nil {
 		return err
 	}
-	defer done()
 	list, err := g.Blocks(c.Context)
 	if err != nil {
 		return err
@@ -360,11 +356,10 @@ func (e *env) blocksShow(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	g, done, err := e.guard(c)
+	g, err := e.guard(c)
 	if err != nil {
 		return err
 	}
-	defer done()
 	list, err := g.History(c.Context, p)
 	if err != nil {
 		return err
@@ -460,11 +455,10 @@ func (e *env) allowList(c *cli.Context) error {
 	if err := noArgs(c); err != nil {
 		return err
 	}
-	g, done, err := e.guard(c)
+	g, err := e.guard(c)
 	if err != nil {
 		return err
 	}
-	defer done()
 	list, err := g.Allowed(c.Context)
 	if err != nil {
 		return err
@@ -498,11 +492,10 @@ func (e *env) allowAdd(c *cli.Context) error {
 		}
 		entry.Until = time.Now().Add(d)
 	}
-	g, done, err := e.guard(c)
+	g, err := e.guard(c)
 	if err != nil {
 		return err
 	}
-	defer done()
 	lifted, err := g.Allow(c.Context, entry)
 	if err := errors.Join(e.lifted(c, lifted), err); err != nil {
 		return err
@@ -519,11 +512,10 @@ func (e *env) allowRemove(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	g, done, err := e.guard(c)
+	g, err := e.guard(c)
 	if err != nil {
 		return err
 	}
-	defer done()
 	found, err := g.Disallow(c.Context, p)
 	if err != nil {
 		return err

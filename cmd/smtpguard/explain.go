@@ -38,11 +38,10 @@ func (e *env) explain(c *cli.Context) error {
 	if c.IsSet("at") || c.IsSet("capacity") {
 		return &usageError{"--at and --capacity go with --log"}
 	}
-	g, done, err := e.guard(c)
+	g, err := e.guard(c)
 	if err != nil {
 		return err
 	}
-	defer done()
 	x, err := g.Explain(c.Context, p)
 	if err != nil {
 		return err

@@ -40,11 +40,10 @@ func (e *env) firewallStatus(c *cli.Context) error {
 	if err := noArgs(c); err != nil {
 		return err
 	}
-	g, done, err := e.guard(c)
+	g, err := e.guard(c)
 	if err != nil {
 		return err
 	}
-	defer done()
 	s, err := g.Status(c.Context)
 	if err != nil {
 		return err
@@ -100,11 +99,10 @@ func (e *env) firewallSync(c *cli.Context) error {
 	if err := noArgs(c); err != nil {
 		return err
 	}
-	g, done, err := e.guard(c)
+	g, err := e.guard(c)
 	if err != nil {
 		return err
 	}
-	defer done()
 	n, err := g.Sync(c.Context)
 	if err != nil {
 		return err

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -37,6 +38,7 @@ func main() {
 // run is the whole program: it returns the exit status.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	e := &env{stdin: stdin, stdout: stdout, stderr: stderr}
+	defer e.close()
 	app := &cli.App{
 		Name:    "smtpguard",
 		Usage:   "keep an Exim mail server reachable under connection floods",
@@ -92,6 +94,13 @@ func usageErrors(c *cli.Command) {
 type env struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
+	atEnd          []func() // when the command has ended, last first
+}
+
+func (e *env) close() {
+	for _, f := range slices.Backward(e.atEnd) {
+		f()
+	}
 }
 
 func globalFlags() []cli.Flag {

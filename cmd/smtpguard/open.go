@@ -62,26 +62,27 @@ func (e *env) policy(c *cli.Context) (*policy.Policy, error) {
 }
 
 // guard is the daemon if one runs, else a guard of its own on the store: the
-// same decisions either way. done must be called at the end.
-func (e *env) guard(c *cli.Context) (g control.Guard, done func(), err error) {
+// same decisions either way. It is closed when the command has ended.
+func (e *env) guard(c *cli.Context) (control.Guard, error) {
 	p, err := e.policy(c)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	cl, err := control.Dial(c.Context, p.Control.Socket)
 	if err == nil {
-		return cl, func() { cl.Close() }, nil
+		e.atEnd = append(e.atEnd, func() { cl.Close() })
+		return cl, nil
 	}
 	if !errors.Is(err, control.ErrNoDaemon) {
-		return nil, nil, err
+		return nil, err
 	}
 	if _, err := os.Stat(p.Store.Path); errors.Is(err, fs.ErrNotExist) {
-		return nil, nil, withHint(fmt.Errorf("no daemon answers on %s, and there is no state in %s", p.Control.Socket, p.Store.Path),
+		return nil, withHint(fmt.Errorf("no daemon answers on %s, and there is no state in %s", p.Control.Socket, p.Store.Path),
 			"start it with `smtpguard run`, or name its --policy, --socket or --store")
 	}
 	st, err := store.Open(p.Store.Path, store.Options{Wait: 2 * time.Second})
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	o := guard.Options{Policy: p, Store: st, OpenFirewall: openFirewall(p, st, nil), Version: programVersion()}
 	if p.Mode == policy.Enforce && p.Confirm == policy.ConfirmSockets {
@@ -92,12 +93,13 @@ func (e *env) guard(c *cli.Context) (g control.Guard, done func(), err error) {
 	lone, err := guard.New(c.Context, o)
 	if err != nil {
 		st.Close()
-		return nil, nil, err
+		return nil, err
 	}
-	return lone, func() {
+	e.atEnd = append(e.atEnd, func() {
 		_ = lone.Close(context.WithoutCancel(c.Context), false)
 		st.Close()
-	}, nil
+	})
+	return lone, nil
 }
 
 // openFirewall returns what opens the packet filter of the policy and tells

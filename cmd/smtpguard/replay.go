@@ -214,11 +214,10 @@ func (e *env) learn(c *cli.Context, r *guard.Replay) error {
 	if len(goods) == 0 {
 		return &answerNo{"no accepted mail was found; nothing is learned"}
 	}
-	g, done, err := e.guard(c)
+	g, err := e.guard(c)
 	if err != nil {
 		return err
 	}
-	defer done()
 	if err := g.Learn(c.Context, goods); err != nil {
 		return err
 	}
