@@ -20,7 +20,8 @@ func TestImports(t *testing.T) {
 		"policy":        "detector .",                                  // YAML is known here only; . embeds the shipped file
 		"store":         "detector tail",                               // what it keeps
 		"guard":         "detector firewall policy sockets store tail", // decides; never parses a log line itself
-		"control":       "guard store",                                 // the answers are guard's own types
+		"abuse":         "detector",                                    // tells of verdicts; knows no store, no policy, no guard
+		"control":       "abuse guard store",                           // the answers are guard's and abuse's own types
 	}
 	foreign := map[string]string{ // import path -> the one package that may
 		"github.com/google/nftables":    "firewall",
@@ -28,6 +29,8 @@ func TestImports(t *testing.T) {
 		"go.yaml.in/yaml":               "policy",
 		"go.etcd.io/bbolt":              "store",
 		"github.com/fsnotify/fsnotify":  "tail",
+		"github.com/ipinfo/go":          "abuse",
+		"github.com/oschwald/maxminddb": "abuse",
 		"github.com/urfave/cli":         "cmd/smtpguard",
 		"github.com/coreos/go-systemd":  "cmd/smtpguard",
 	}

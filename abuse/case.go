@@ -76,7 +76,7 @@ type Transition struct {
 	Note string    `json:"note,omitempty"`
 }
 
-// Ref is what a case remembers of a block.
+// Ref is what a case remembers of a block: a Block, as JSON.
 type Ref struct {
 	ID       uint64            `json:"id"`
 	Prefix   netip.Prefix      `json:"prefix"`
@@ -145,13 +145,13 @@ type Mail struct {
 	InReplyTo  string   `json:"in_reply_to,omitempty"`
 	References []string `json:"references,omitempty"`
 
-	From    string  `json:"from"`
-	To      Contact `json:"to,omitzero"`
-	Cc      Contact `json:"cc,omitzero"`
+	From    string    `json:"from"`
+	To      Contact   `json:"to,omitzero"`
+	Cc      Contact   `json:"cc,omitzero"`
 	Others  []Contact `json:"others,omitempty"` // further contacts, best first
-	Subject string  `json:"subject"`
-	Format  Format  `json:"format"`
-	Return  string  `json:"return_path"`
+	Subject string    `json:"subject"`
+	Format  Format    `json:"format"`
+	Return  string    `json:"return_path"`
 	// Origin says who announces the network, and from where we know.
 	Origin Origin `json:"origin"`
 	// Facts are the numbers that the text, the CSV and the XARF share.
@@ -162,8 +162,9 @@ type Mail struct {
 	Desk []netip.Addr `json:"desk_blocked,omitempty"`
 	// Without says why there is no XARF part; empty if there is one.
 	Without string `json:"without_xarf,omitempty"`
-	// Edited: the text is a person's.
+	// Edited is who wrote Text in place of the program's.
 	Edited   string    `json:"edited_by,omitempty"`
+	Text     string    `json:"text,omitempty"`
 	Made     time.Time `json:"made"`
 	LastID   uint64    `json:"last_id"` // the newest block that it tells of
 	Digest   string    `json:"digest"`  // sha256 of the message, hex
@@ -189,8 +190,8 @@ type Attempt struct {
 type Archive struct {
 	File   string `json:"file"` // gzip; name inside Config.Dir
 	Lines  int    `json:"lines"`
-	Bytes  int64  `json:"bytes"` // before compression
-	SHA256 string `json:"sha256"` // of the lines before compression, hex
+	Bytes  int64  `json:"bytes"`         // before compression
+	SHA256 string `json:"sha256"`        // of the lines before compression, hex
 	Cut    bool   `json:"cut,omitempty"` // there was more than an archive may hold
 }
 
@@ -247,8 +248,7 @@ func (c *Case) take(b Block) bool {
 	if len(c.Blocks) >= maxRefs {
 		c.Blocks = slices.Delete(c.Blocks, maxRefs/2, maxRefs/2+1)
 	}
-	c.Blocks = append(c.Blocks, Ref{ID: b.ID, Prefix: b.Prefix, Verdict: b.Verdict, Since: b.Since, Until: b.Until,
-		Lifted: b.Lifted, Pardoned: b.Pardoned, Observed: b.Observed})
+	c.Blocks = append(c.Blocks, Ref(b))
 	return true
 }
 

@@ -104,7 +104,8 @@ type Config struct {
 // Lookup says who is asked for origin, prefix and contact. Nothing is looked
 // up before a draft is made.
 type Lookup struct {
-	// Online false asks nobody: the draft says "not looked up".
+	// Online false asks nobody: the draft says "not looked up". Nor is anybody
+	// asked as long as From is not set, for nothing could be sent.
 	Online bool
 	// Sources that may be asked: RIPEstat, Cymru, IPinfo, RDAP, Abusix.
 	Sources []string
@@ -276,7 +277,7 @@ func (c Config) Advice() []string {
 		a = append(a, "reports.asn_database is not set: cases are gathered by /24 and /48 until their network is looked up")
 	}
 	if !c.Lookup.Online {
-		a = append(a, "reports.lookup.online is false: contacts come from the overrides file only")
+		a = append(a, "reports.lookup.online is off: contacts come from the overrides file only")
 	}
 	return a
 }

@@ -51,7 +51,9 @@ type Options struct {
 	// nil: blocks stay as they were taken.
 	Refresh func(id uint64) (Block, bool)
 	// Clock says how far the clock can be believed; nil is the function Clock.
-	Clock   func() string
+	Clock func() string
+	// Now is the time; nil is time.Now. A replay of old logs has another.
+	Now     func() time.Time
 	Log     *slog.Logger
 	Version string
 }
@@ -71,8 +73,33 @@ type Desk struct {
 
 	mu    sync.Mutex
 	cases map[string]*Case
-	taken uint64
-	lost  int // blocks that found no room
+	retry map[string]time.Time // cases whose draft failed, until when
+	// assumed finds cases by what was assumed of them before a lookup; it may
+	// hold some of which more is known since. known are the Certain ones.
+	assumed map[origin][]*Case
+	known   map[string]*Case
+	taken   uint64
+	// learned is when the blocks of all cases were last looked at again.
+	learned time.Time
+	lost    int // blocks that found no room
+}
+
+// origin is an AS and a prefix of it.
+type origin struct {
+	as  uint32
+	net netip.Prefix
+}
+
+// index makes a case findable by its network; d.mu is held.
+func (d *Desk) index(c *Case) {
+	if c.Certain {
+		d.known[c.ID] = c
+		return
+	}
+	k := origin{c.AS, c.Network}
+	if !slices.Contains(d.assumed[k], c) {
+		d.assumed[k] = append(d.assumed[k], c)
+	}
 }
 
 // Self is who acts where no person does.
@@ -96,11 +123,20 @@ func (r *Refusal) Error() string { return "the report is not approved: " + r.Why
 
 // New makes a Desk and reads the cases. A mail that was being handed over when
 // the program ended is Doubtful from then on: it is never sent again by itself.
-func New(o Options) (*Desk, error) { return newDesk(o, time.Now, false) }
+func New(o Options) (*Desk, error) {
+	now := o.Now
+	if now == nil {
+		now = time.Now
+	}
+	return newDesk(o, now, false)
+}
 
 func newDesk(o Options, now func() time.Time, private bool) (*Desk, error) {
 	if err := o.Config.Check(); err != nil {
 		return nil, err
+	}
+	if o.Config.From == "" { // nobody is asked as long as nothing could be sent
+		o.Config.Lookup.Online = false
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -109,7 +145,7 @@ func newDesk(o Options, now func() time.Time, private bool) (*Desk, error) {
 		o.Clock = Clock
 	}
 	d := &Desk{config: o.Config, o: o, log: o.Log, version: cmp.Or(o.Version, "0"), now: now, step: func(string) {},
-		wake: make(chan struct{}, 1), cases: map[string]*Case{}}
+		wake: make(chan struct{}, 1), cases: map[string]*Case{}, retry: map[string]time.Time{}, assumed: map[origin][]*Case{}, known: map[string]*Case{}}
 	var err error
 	if d.lookups, err = newLookups(o.Config, o.Store, o.Log, now, private); err != nil {
 		return nil, err
@@ -122,6 +158,7 @@ func newDesk(o Options, now func() time.Time, private bool) (*Desk, error) {
 			return true
 		}
 		d.cases[c.ID] = &c
+		d.index(&c)
 		return true
 	})
 	if err != nil {
@@ -192,12 +229,14 @@ func (d *Desk) Take(blocks ...Block) error {
 			continue
 		}
 		highest = max(highest, b.ID)
-		if b.Verdict == nil || b.Pardoned || !b.Prefix.IsValid() || !d.reportable(b.Prefix) {
-			continue
+		if b.Verdict == nil || b.Pardoned || !b.Prefix.IsValid() || d.now().Sub(b.Since) > d.config.Quiet+24*time.Hour || !d.reportable(b.Prefix) {
+			continue // what was days ago, before a first start, is no news to anybody
 		}
 		c := d.caseFor(b)
 		if c == nil {
-			d.lost++
+			if d.lost++; d.lost%1000 == 1 {
+				d.log.Error("there is no room for more reports; blocks are not gathered", "blocks", d.lost)
+			}
 			continue
 		}
 		if c.take(b) {
@@ -256,13 +295,21 @@ func (d *Desk) caseFor(b Block) *Case {
 		}
 	}
 	var best *Case
-	for _, c := range d.cases {
-		if !c.open(b.Since, d.config.Quiet) || c.Kind != Flood {
-			continue
+	better := func(c *Case) {
+		if c.Kind == Flood && c.open(b.Since, d.config.Quiet) &&
+			(best == nil || c.Certain && !best.Certain || c.Certain == best.Certain && c.Opened.Before(best.Opened)) {
+			best = c
 		}
-		if c.Certain && c.Network.Contains(b.Prefix.Addr()) && c.Network.Bits() <= b.Prefix.Bits() || !c.Certain && c.AS == as && c.Network == network {
-			if best == nil || c.Certain && !best.Certain || c.Certain == best.Certain && c.Opened.Before(best.Opened) {
-				best = c
+	}
+	for _, c := range d.known {
+		if c.Network.Contains(b.Prefix.Addr()) && c.Network.Bits() <= b.Prefix.Bits() {
+			better(c)
+		}
+	}
+	if best == nil {
+		for _, c := range d.assumed[origin{as, network}] {
+			if !c.Certain && c.AS == as && c.Network == network {
+				better(c)
 			}
 		}
 	}
@@ -275,6 +322,7 @@ func (d *Desk) caseFor(b Block) *Case {
 	c := &Case{ID: d.newID(b.Since), Token: newToken(), Kind: Flood, AS: as, Network: network, Opened: d.now()}
 	c.move(Gathering, Self, "", d.now())
 	d.cases[c.ID] = c
+	d.index(c)
 	return c
 }
 
@@ -317,11 +365,19 @@ func (d *Desk) drop(c *Case) error {
 		return err
 	}
 	delete(d.cases, c.ID)
+	delete(d.retry, c.ID)
+	delete(d.known, c.ID)
+	k := origin{c.AS, c.Network}
+	d.assumed[k] = slices.DeleteFunc(d.assumed[k], func(o *Case) bool { return o == c })
+	if len(d.assumed[k]) == 0 {
+		delete(d.assumed, k)
+	}
 	for i := range c.Mails {
 		if _, err := d.o.Store.DropRecord(kindMail, mailKey(c, i)); err != nil {
 			return err
 		}
 		os.Remove(d.emlPath(c, i))
+		os.Remove(d.rawPath(c, i))
 		if a := c.Mails[i].Archive; a.File != "" {
 			os.Remove(d.path(a.File))
 		}
@@ -352,8 +408,12 @@ func (d *Desk) poke() {
 	}
 }
 
+// redraftEvery is how often a draft is made anew for a case that grows: each
+// time the logs are read.
+const redraftEvery = time.Hour
+
 // every is how often Run looks what is due.
-const every = 15 * time.Second
+const every = 5 * time.Second
 
 // Run makes the drafts that are due, sends what is approved and forgets what
 // is old, until ctx ends. What it started has ended when it returns.
@@ -384,50 +444,59 @@ func (d *Desk) Work(ctx context.Context) {
 	d.forget()
 }
 
-// refresh learns what became of the blocks of cases that are not sent yet. A
-// case whose blocks were all taken back by an operator is withdrawn.
+// refresh learns once a minute what became of the blocks of cases that are
+// not sent yet. A case whose blocks were all taken back by an operator is
+// withdrawn.
 func (d *Desk) refresh() {
 	if d.o.Refresh == nil {
 		return
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, c := range d.cases {
-		if c.State != Gathering && c.State != Held && c.State != Drafted && c.State != Approved {
-			continue
-		}
-		changed := false
-		for i := range c.Blocks {
-			r := &c.Blocks[i]
-			if r.Pardoned || !r.Lifted.IsZero() {
-				continue
-			}
-			if b, ok := d.o.Refresh(r.ID); ok && (b.Pardoned || !b.Lifted.Equal(r.Lifted) || !b.Until.Equal(r.Until)) {
-				r.Pardoned, r.Lifted, r.Until = b.Pardoned, b.Lifted, b.Until
-				changed = true
-			}
-		}
-		if !changed {
-			continue
-		}
-		if len(c.live()) == 0 && c.BlockCount <= len(c.Blocks) {
-			c.Why = "an operator lifted every block of it"
-			c.move(Withdrawn, Self, c.Why, d.now())
-		}
-		if err := d.save(c); err != nil {
-			d.log.Error("a report is not written down", "err", err)
+	if now := d.now(); now.Sub(d.learned) >= time.Minute || now.Before(d.learned) {
+		d.learned = now
+		for _, c := range d.cases {
+			d.learn(c)
 		}
 	}
 }
 
-// due are the cases that need a draft, the largest first.
-func (d *Desk) due() []*Case {
+// learn is refresh for one case; d.mu is held.
+func (d *Desk) learn(c *Case) {
+	if d.o.Refresh == nil || c.State != Gathering && c.State != Held && c.State != Drafted && c.State != Approved {
+		return
+	}
+	changed := false
+	for i := range c.Blocks {
+		r := &c.Blocks[i]
+		if r.Pardoned || !r.Lifted.IsZero() {
+			continue
+		}
+		if b, ok := d.o.Refresh(r.ID); ok && (b.Pardoned || !b.Lifted.Equal(r.Lifted) || !b.Until.Equal(r.Until)) {
+			r.Pardoned, r.Lifted, r.Until = b.Pardoned, b.Lifted, b.Until
+			changed = true
+		}
+	}
+	if !changed {
+		return
+	}
+	if len(c.live()) == 0 && c.BlockCount <= len(c.Blocks) {
+		c.Why = "an operator lifted every block of it"
+		c.move(Withdrawn, Self, c.Why, d.now())
+	}
+	if err := d.save(c); err != nil {
+		d.log.Error("a report is not written down", "err", err)
+	}
+}
+
+// due are the IDs of the cases that need a draft, the largest first.
+func (d *Desk) due() []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	now := d.now()
 	var due []*Case
 	for _, c := range d.cases {
-		if len(c.live()) == 0 || c.MergedInto != "" {
+		if len(c.live()) == 0 || c.MergedInto != "" || now.Before(d.retry[c.ID]) {
 			continue
 		}
 		settled := now.Sub(c.LastBlock) >= d.config.Threshold.Settle
@@ -438,19 +507,23 @@ func (d *Desk) due() []*Case {
 			want = (c.Connections >= d.config.Threshold.Connections || c.Held >= d.config.Threshold.Held) &&
 				(settled || now.Sub(c.FirstBlock) >= 4*d.config.Threshold.Settle)
 		case c.State == Drafted: // it grew, and nobody has put a hand on it
-			want = m.Edited == "" && c.LastID > m.LastID && settled
+			want = m.Edited == "" && c.LastID > m.LastID && settled && now.Sub(c.lastMove()) >= redraftEvery
 		case c.State.out() && c.State != Queued && c.State != Doubtful && c.State != Bounced:
 			want = len(c.Mails) <= d.config.MaxFollowUps && settled && !m.SentAt.IsZero() &&
 				c.LastBlock.Sub(m.SentAt) >= d.config.FollowUp
 		}
 		if want {
-			due = append(due, c.clone())
+			due = append(due, c)
 		}
 	}
 	slices.SortFunc(due, func(a, b *Case) int {
 		return cmp.Or(-cmp.Compare(a.Connections, b.Connections), -cmp.Compare(a.Held, b.Held), cmp.Compare(a.ID, b.ID))
 	})
-	return due
+	ids := make([]string, len(due))
+	for i, c := range due {
+		ids[i] = c.ID
+	}
+	return ids
 }
 
 // draftsToday is how many first drafts and follow-ups were made in a day.

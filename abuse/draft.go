@@ -4,7 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -17,12 +17,20 @@ import (
 	"github.com/smtpguard/smtpguard/detector"
 )
 
+// retryAfter is when a draft that could not be made is tried again: each time
+// the logs are read.
+const retryAfter = 15 * time.Minute
+
 func mailKey(c *Case, i int) string { return c.ID + "/" + strconv.Itoa(i) }
 
 func (d *Desk) path(name string) string { return filepath.Join(d.config.Dir, filepath.Base(name)) }
 
 func (d *Desk) emlPath(c *Case, i int) string {
 	return d.path(c.ID + "-" + strconv.Itoa(i+1) + ".eml")
+}
+
+func (d *Desk) rawPath(c *Case, i int) string {
+	return d.path(c.ID + "-" + strconv.Itoa(i+1) + "-lookup.json")
 }
 
 // stored is the message of the newest mail.
@@ -33,9 +41,9 @@ func (d *Desk) stored(c *Case) ([]byte, error) {
 	return d.o.Store.Record(kindMail, mailKey(c, len(c.Mails)-1))
 }
 
-// prepare makes drafts of cases (copies): lookups first, for they may join
-// cases; then one reading of the logs for all; then the texts.
-func (d *Desk) prepare(ctx context.Context, due []*Case) {
+// prepare makes drafts of cases: lookups first, for they may join cases; then
+// one reading of the logs for all; then the texts.
+func (d *Desk) prepare(ctx context.Context, due []string) {
 	if len(due) == 0 {
 		return
 	}
@@ -44,27 +52,40 @@ func (d *Desk) prepare(ctx context.Context, due []*Case) {
 	overrides := d.overrides()
 	found := map[string]finding{}
 	var ready []*Case
-	for _, c := range due {
+	d.mu.Lock()
+	made := d.draftsToday()
+	d.mu.Unlock()
+	for _, id := range due {
 		if ctx.Err() != nil {
 			return
 		}
-		if c.State != Drafted {
-			d.mu.Lock()
-			over := d.draftsToday()+len(ready) >= d.config.Caps.Drafts
-			if over {
-				d.hold(c.ID, fmt.Sprintf("%d drafts were made within a day, as many as reports.caps.drafts allows", d.config.Caps.Drafts))
-			}
-			merged := d.cases[c.ID] == nil || d.cases[c.ID].MergedInto != ""
+		d.mu.Lock()
+		now := d.cases[id]
+		if now == nil || now.MergedInto != "" || len(now.live()) == 0 {
 			d.mu.Unlock()
-			if over || merged {
+			continue
+		}
+		fresh := now.State != Drafted // a new mail, not one made anew
+		if fresh {
+			if made >= d.config.Caps.Drafts {
+				d.hold(id, fmt.Sprintf("%d drafts were made within a day, as many as reports.caps.drafts allows", d.config.Caps.Drafts))
+				d.mu.Unlock()
 				continue
 			}
+			made++
 		}
+		c := now.clone()
+		d.mu.Unlock()
 		f := d.lookups.find(ctx, busiest(c), c.Network, overrides)
-		if c = d.settle(c.ID, f); c != nil {
-			found[c.ID] = f
+		if c = d.settle(id, f); c != nil {
+			found[id] = f
 			ready = append(ready, c)
+		} else if fresh {
+			made--
 		}
+	}
+	if len(ready) == 0 {
+		return
 	}
 	// Joined cases have grown since they were copied.
 	d.mu.Lock()
@@ -82,6 +103,7 @@ func (d *Desk) prepare(ctx context.Context, due []*Case) {
 		if err := d.draft(ctx, c, found[c.ID], facts[i], archives[i]); err != nil {
 			d.log.Error("a report could not be drafted", "report", c.ID, "err", err)
 			d.mu.Lock()
+			d.retry[c.ID] = d.now().Add(retryAfter)
 			d.hold(c.ID, "the draft could not be made: "+err.Error())
 			d.mu.Unlock()
 		}
@@ -152,7 +174,11 @@ func (d *Desk) settle(id string, f finding) *Case {
 	if outside { // a /24 case of several announcements: it stays what it is
 		return c.clone()
 	}
+	if was := (origin{c.AS, c.Network}); !c.Certain {
+		d.assumed[was] = slices.DeleteFunc(d.assumed[was], func(o *Case) bool { return o == c })
+	}
 	c.AS, c.Network, c.Certain = f.origin.AS, f.origin.Prefix, true
+	d.index(c)
 	for _, o := range d.cases {
 		if o == c || o.Kind != c.Kind || !o.open(d.now(), d.config.Quiet) || o.Certain && (o.AS != c.AS || o.Network != c.Network) {
 			continue
@@ -192,7 +218,7 @@ func (d *Desk) join(into, from *Case) error {
 		}
 		last := into.LastID
 		into.LastID = 0
-		into.take(Block{ID: r.ID, Prefix: r.Prefix, Verdict: r.Verdict, Since: r.Since, Until: r.Until, Lifted: r.Lifted, Pardoned: r.Pardoned, Observed: r.Observed})
+		into.take(Block(r))
 		into.LastID = max(last, r.ID)
 	}
 	if err := d.save(into); err != nil {
@@ -290,7 +316,7 @@ func (d *Desk) draft(ctx context.Context, was *Case, f finding, facts Facts, arc
 	d.complete(c, &m, f)
 	d.checkDesk(ctx, c, &m)
 	c.Mails = append(c.Mails, m)
-	msg, err := d.finishMail(c, c.mail(), d.text(c, c.mail()), "", false)
+	msg, err := d.finishMail(c, c.mail(), "", false)
 	if err != nil {
 		return err
 	}
@@ -304,7 +330,21 @@ func (d *Desk) draft(ctx context.Context, was *Case, f finding, facts Facts, arc
 	if err := d.put(now, i, *c.mail(), msg); err != nil {
 		return err
 	}
-	now.AS, now.Network, now.Certain = c.AS, c.Network, c.Certain
+	if len(f.raw) > 0 { // where the contacts come from, as it came
+		raw := map[string]json.RawMessage{}
+		for source, body := range f.raw {
+			if json.Valid(body) {
+				raw[source] = body
+			}
+		}
+		text, err := json.MarshalIndent(raw, "", " ")
+		if err == nil {
+			err = writeFile(d.rawPath(c, i), text)
+		}
+		if err != nil {
+			d.log.Error("the answers of the lookup are not kept", "report", c.ID, "err", err)
+		}
+	}
 	now.Why = ""
 	note := "drafted"
 	switch {
@@ -391,11 +431,12 @@ func (d *Desk) complete(c *Case, m *Mail, f finding) {
 }
 
 // finishMail makes the message and notes its digest.
-func (d *Desk) finishMail(c *Case, m *Mail, text, by string, auto bool) ([]byte, error) {
+func (d *Desk) finishMail(c *Case, m *Mail, by string, auto bool) ([]byte, error) {
 	m.Without = ""
 	if _, err := d.xarf(c, m); err != nil {
 		m.Without = err.Error()
 	}
+	text := m.Text
 	if m.Edited == "" {
 		text = d.text(c, m)
 	}
@@ -452,5 +493,3 @@ func (d *Desk) bad(addr string) (bool, time.Time) {
 	until, err := time.Parse(time.RFC3339, string(v))
 	return err == nil && d.now().Before(until), until
 }
-
-var errNoText = errors.New("the draft has no text part")

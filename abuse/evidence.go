@@ -63,9 +63,16 @@ type Facts struct {
 	// FromLog: the numbers are from log lines; else from the detector alone.
 	FromLog bool `json:"from_log"`
 	// Excerpt are lines made of parsed fields only.
-	Excerpt []string `json:"excerpt,omitempty"`
+	Excerpt []Excerpt `json:"excerpt,omitempty"`
 	// Lines is how many log lines there are in all.
 	Lines int `json:"lines,omitempty"`
+}
+
+// Excerpt is one line of evidence, made of parsed fields.
+type Excerpt struct {
+	Time   time.Time  `json:"time"`
+	Source netip.Addr `json:"source"`
+	Text   string     `json:"text"`
 }
 
 // Source is one source of a flood.
@@ -128,12 +135,7 @@ type tally struct {
 	Source
 	messages int
 	good     bool // delivered mail or logged in
-	lines    []excerptLine
-}
-
-type excerptLine struct {
-	at   time.Time
-	text string
+	lines    []Excerpt
 }
 
 func newCollector(c *Case) *collector {
@@ -235,7 +237,7 @@ func (k *collector) observe(ev *detector.Event, line []byte) {
 	if k.archive != nil {
 		k.archive.line(line)
 	}
-	l := excerptLine{ev.Time, rendered(ev)}
+	l := Excerpt{ev.Time.UTC(), ev.Source, rendered(ev)}
 	if len(t.lines) < perSourceKeep {
 		t.lines = append(t.lines, l)
 	} else {
@@ -403,8 +405,8 @@ func (k *collector) peak() int {
 
 // excerpt picks lines: of each of the busiest sources its first and its last,
 // then second ones, in the order of time.
-func excerpt(kept []*tally) []string {
-	var lines []excerptLine
+func excerpt(kept []*tally) []Excerpt {
+	var lines []Excerpt
 	size := 0
 	for round := range perSourceKeep {
 		for _, t := range kept[:min(len(kept), maxExcerpt)] {
@@ -414,17 +416,49 @@ func excerpt(kept []*tally) []string {
 				continue
 			}
 			l := t.lines[i]
-			if len(lines) >= maxExcerpt || size+len(l.text)+1 > excerptBytes {
+			if len(lines) >= maxExcerpt || size+len(l.Text)+1 > excerptBytes {
 				continue
 			}
 			lines = append(lines, l)
-			size += len(l.text) + 1
+			size += len(l.Text) + 1
 		}
 	}
-	slices.SortStableFunc(lines, func(a, b excerptLine) int { return a.at.Compare(b.at) })
-	out := make([]string, len(lines))
-	for i, l := range lines {
-		out[i] = l.text
+	slices.SortStableFunc(lines, func(a, b Excerpt) int { return a.Time.Compare(b.Time) })
+	return lines
+}
+
+// few picks n lines of an excerpt: one of each source, the most active ones
+// first, then second ones.
+func (f *Facts) few(n int) []Excerpt {
+	if len(f.Excerpt) <= n {
+		return f.Excerpt
+	}
+	took := make([]bool, len(f.Excerpt))
+	left := n
+	for left > 0 {
+		before := left
+		for _, s := range f.Sources {
+			i := slices.IndexFunc(f.Excerpt, func(e Excerpt) bool { return s.Prefix.Contains(e.Source) })
+			for i >= 0 && i < len(took) && (took[i] || !s.Prefix.Contains(f.Excerpt[i].Source)) {
+				i++
+			}
+			if i >= 0 && i < len(took) && left > 0 {
+				took[i] = true
+				left--
+			}
+			if left == 0 {
+				break
+			}
+		}
+		if left == before {
+			break
+		}
+	}
+	var out []Excerpt
+	for i, e := range f.Excerpt {
+		if took[i] {
+			out = append(out, e)
+		}
 	}
 	return out
 }
@@ -435,7 +469,7 @@ func fromVerdicts(c *Case) Facts {
 	f := Facts{Baseline: -1}
 	byPrefix := map[netip.Prefix]*Source{}
 	outer := c.prefixes()
-	var lines []excerptLine
+	var lines []Excerpt
 	for _, p := range outer {
 		byPrefix[p] = &Source{Prefix: p}
 	}
@@ -467,7 +501,7 @@ func fromVerdicts(c *Case) Facts {
 				if byPrefix[p].Port == 0 && p.Contains(e.Source) {
 					byPrefix[p].Port = e.Port
 				}
-				lines = append(lines, excerptLine{e.Time, rendered(&detector.Event{Time: e.Time, Kind: detector.Opened, Source: e.Source, Port: e.Port, Count: e.Count})})
+				lines = append(lines, Excerpt{e.Time.UTC(), e.Source, rendered(&detector.Event{Time: e.Time, Kind: detector.Opened, Source: e.Source, Port: e.Port, Count: e.Count})})
 			}
 			break
 		}
@@ -495,12 +529,12 @@ func fromVerdicts(c *Case) Facts {
 	}
 	f.First, f.Last, f.Connections, f.Refused = sum.First, sum.Last, sum.Connections, sum.Refused
 	f.Taken = f.Connections - f.Refused
-	slices.SortStableFunc(lines, func(a, b excerptLine) int { return a.at.Compare(b.at) })
+	slices.SortStableFunc(lines, func(a, b Excerpt) int { return a.Time.Compare(b.Time) })
 	size := 0
 	for _, l := range lines {
-		if len(f.Excerpt) < maxExcerpt && size+len(l.text)+1 <= excerptBytes {
-			f.Excerpt = append(f.Excerpt, l.text)
-			size += len(l.text) + 1
+		if len(f.Excerpt) < maxExcerpt && size+len(l.Text)+1 <= excerptBytes {
+			f.Excerpt = append(f.Excerpt, l)
+			size += len(l.Text) + 1
 		}
 	}
 	return f
@@ -566,6 +600,14 @@ func (a *archiver) close() (Archive, error) {
 // Clock says how far this machine's clock can be believed, in a few words for
 // the report.
 func Clock() string {
+	// Under a filter of system calls (systemd's SystemCallFilter) adjtimex may
+	// be answered with the end of the process, though it only reads here.
+	if status, err := os.ReadFile("/proc/self/status"); err != nil || !strings.Contains(string(status), "\nSeccomp:\t0\n") {
+		if _, err := os.Stat("/run/systemd/timesync/synchronized"); err == nil {
+			return "synchronised (systemd-timesyncd)"
+		}
+		return "unknown (not visible to this program)"
+	}
 	var t unix.Timex
 	state, err := unix.Adjtimex(&t)
 	switch {

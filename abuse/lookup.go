@@ -121,6 +121,17 @@ func (l *lookups) uses(source string) bool {
 	return l.config.Lookup.Online && slices.Contains(l.config.Lookup.Sources, source)
 }
 
+// silent says why nobody is asked, "" if somebody is.
+func (l *lookups) silent() string {
+	switch {
+	case l.config.From == "":
+		return "reports.from is not set, so nothing could be sent"
+	case !l.config.Lookup.Online:
+		return "reports.lookup.online is off"
+	}
+	return ""
+}
+
 // offline is what the database on this machine says of an address.
 func (l *lookups) offline(a netip.Addr) (Claim, error) {
 	if l.db == nil {
@@ -340,8 +351,8 @@ func (l *lookups) findOrigin(ctx context.Context, a netip.Addr, f *finding) {
 	f.origin.decide()
 	if f.origin.AS == 0 {
 		f.origin.NotAsked = "nobody who was asked knows"
-		if !l.config.Lookup.Online {
-			f.origin.NotAsked = "not looked up: reports.lookup.online is false"
+		if why := l.silent(); why != "" {
+			f.origin.NotAsked = "not looked up: " + why
 		}
 	}
 }
@@ -521,8 +532,8 @@ func (l *lookups) find(ctx context.Context, a netip.Addr, network netip.Prefix, 
 	if f.override != nil {
 		f.to.Format = f.override.Format
 	}
-	if !l.config.Lookup.Online {
-		f.warnings = append(f.warnings, "contact: not looked up (reports.lookup.online is false)")
+	if why := l.silent(); why != "" {
+		f.warnings = append(f.warnings, "contact: not looked up ("+why+")")
 	}
 	return f
 }

@@ -34,7 +34,9 @@ func (d *Desk) message(c *Case, m *Mail, text string, approvedBy string, automat
 	var h, body bytes.Buffer
 	head := func(name, value string) { h.WriteString(name + ": " + fold(len(name)+2, value) + "\r\n") }
 	head("From", d.fromHeader())
-	head("Reply-To", m.Return)
+	if m.Return != "" {
+		head("Reply-To", m.Return)
+	}
 	if m.To.Address != "" {
 		head("To", m.To.Address)
 	}

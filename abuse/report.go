@@ -103,7 +103,7 @@ func (d *Desk) text(c *Case, m *Mail) string {
 
 	line("Abuse report %s: SMTP connection flood", c.ID)
 	if m.InReplyTo != "" {
-		line("Follow-up to our report of %s: the flood goes on.", utc(c.Mails[len(c.Mails)-2].SentAt))
+		para("", fmt.Sprintf("Follow-up to our report of %s: the flood goes on.", utc(c.Mails[len(c.Mails)-2].SentAt)))
 	}
 	line("")
 	if m.Origin.AS != 0 {
@@ -166,7 +166,7 @@ func (d *Desk) text(c *Case, m *Mail) string {
 		line("\nMost active sources (UTC, %s)", dateOf(f))
 		w := 15
 		for _, s := range f.Sources[:min(len(f.Sources), 10)] {
-			w = max(w, len(shown(s.Prefix)))
+			w = min(39, max(w, len(shown(s.Prefix))))
 		}
 		line("  %-*s %5s  %-8s  %-8s  %s", w, "source IP", "port", "first", "last", "conns")
 		for _, s := range f.Sources[:min(len(f.Sources), 10)] {
@@ -174,7 +174,12 @@ func (d *Desk) text(c *Case, m *Mail) string {
 			if s.Port != 0 {
 				port = strconv.Itoa(int(s.Port))
 			}
-			line("  %-*s %5s  %8s  %8s  %d", w, shown(s.Prefix), port, s.First.UTC().Format("15:04:05"), s.Last.UTC().Format("15:04:05"), s.Connections)
+			name := shown(s.Prefix)
+			if len(name) > w { // the widest prefixes have a line of their own
+				line("  %s", name)
+				name = ""
+			}
+			line("  %-*s %5s  %8s  %8s  %d", w, name, port, s.First.UTC().Format("15:04:05"), s.Last.UTC().Format("15:04:05"), s.Connections)
 		}
 		rest := ""
 		if n > 10 {
@@ -203,15 +208,15 @@ func (d *Desk) text(c *Case, m *Mail) string {
 		}
 		line("")
 		para("", "Log excerpt (UTC; "+how+"). The lines are made anew from time, addresses, ports, count and reason; all other fields are left out.")
-		most := len(f.Excerpt)
-		if m.Format == Mixed {
-			most = min(most, 8)
+		shownLines := f.Excerpt
+		if m.Format == Mixed || m.Format == XARF02 {
+			shownLines = f.few(8)
 		}
-		for _, l := range f.Excerpt[:most] {
-			b.WriteString(wrap(l, "  ", "    "))
+		for _, l := range shownLines {
+			b.WriteString(wrap(l.Text, "  ", "    "))
 		}
-		if most < len(f.Excerpt) {
-			line("  (%d more in evidence.txt)", len(f.Excerpt)-most)
+		if more := len(f.Excerpt) - len(shownLines); more > 0 {
+			line("  (%d more in evidence.txt)", more)
 		}
 		if m.Archive.SHA256 != "" {
 			cut := ""
@@ -224,13 +229,13 @@ func (d *Desk) text(c *Case, m *Mail) string {
 	}
 
 	line("\nEffect and what we did")
-	for _, s := range effect(c, f) {
+	for _, s := range effect(c, f, d.now()) {
 		para("  ", s)
 	}
 
 	line("\nWhat we ask")
 	line("  1. Find the hosts behind these addresses and stop the traffic.")
-	if observed(c) {
+	if over(c, d.now()) {
 		line("  2. Tell us when done.")
 	} else {
 		line("  2. Tell us when done; we then lift the block early.")
@@ -355,6 +360,11 @@ func observed(c *Case) bool {
 	return !slices.ContainsFunc(c.live(), func(r Ref) bool { return !r.Observed })
 }
 
+// over reports whether there is no block to be lifted early.
+func over(c *Case, now time.Time) bool {
+	return !slices.ContainsFunc(c.live(), func(r Ref) bool { return !r.Observed && now.Before(r.end()) })
+}
+
 // target is what was connected to, as the log says it.
 func (d *Desk) target(f *Facts) string {
 	var to []netip.AddrPort
@@ -401,7 +411,7 @@ func limits(c *Case) string {
 }
 
 // effect says what the flood did and what was done, as far as it is known.
-func effect(c *Case, f *Facts) []string {
+func effect(c *Case, f *Facts, now time.Time) []string {
 	var out []string
 	if f.Others > 0 {
 		out = append(out, fmt.Sprintf("While the server was full it refused %s from other networks, in %s.",
@@ -427,7 +437,11 @@ func effect(c *Case, f *Facts) []string {
 		return append(out, "We have not blocked the sources.")
 	}
 	slices.SortFunc(prefixes, netip.Prefix.Compare)
-	return append(out, fmt.Sprintf("We blocked %s on our mail ports from %s; the block ends at %s.", prefixWords(prefixes), utc(since), utc(until)))
+	ends := "ends"
+	if !now.Before(until) {
+		ends = "ended"
+	}
+	return append(out, fmt.Sprintf("We blocked %s on our mail ports from %s; the block %s at %s.", prefixWords(prefixes), utc(since), ends, utc(until)))
 }
 
 // prefixWords names a few prefixes.

@@ -135,7 +135,13 @@ func evidence(ctype, description, text string) xarfEvidence {
 	return xarfEvidence{ctype, description, base64.StdEncoding.EncodeToString([]byte(text)), "sha256:" + hex.EncodeToString(sum[:]), len(text)}
 }
 
-func evidenceText(f *Facts) string { return strings.Join(f.Excerpt, "\n") + "\n" }
+func evidenceText(f *Facts) string {
+	var b strings.Builder
+	for _, e := range f.Excerpt {
+		b.WriteString(e.Text + "\n")
+	}
+	return b.String()
+}
 
 var uuidForm = regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$`)
 
