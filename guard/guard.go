@@ -93,8 +93,7 @@ type Guard struct {
 
 	in       chan input
 	commands chan func(context.Context)
-	mu       sync.Mutex    // serialises commands while Run is not running
-	running  chan struct{} // closed when Run owns the state; nil before
+	mu       sync.Mutex // serialises commands while Run is not running
 	runCtx   context.Context
 	runMu    sync.Mutex
 
@@ -111,7 +110,6 @@ type Guard struct {
 	errs    []Fault    // newest last, bounded
 	tampers chan string
 	goods   time.Time // when known good senders were last saved
-	saved   time.Time // when positions were last saved
 }
 
 // input is what a log's goroutine hands to the deciding one: the events of
@@ -278,11 +276,12 @@ func (g *Guard) Run(ctx context.Context) error {
 	defer wg.Wait()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	// From here on commands wait for the loop below.
+	// From here on commands wait for the loop below; one that began before has
+	// ended when the lock is got.
+	g.mu.Lock()
 	g.runMu.Lock()
 	g.runCtx = ctx
 	g.runMu.Unlock()
-	g.mu.Lock() // one that began before has ended now
 	g.mu.Unlock()
 
 	if err := g.restore(ctx); err != nil {

@@ -441,7 +441,7 @@ func TestByHand(t *testing.T) {
 				t.Errorf("%+v", o)
 			}
 		}
-		if o := w.block("203.0.113.7/32", 5*time.Hour); o.Block == nil || o.Block.Until.Sub(time.Now()) < 4*time.Hour {
+		if o := w.block("203.0.113.7/32", 5*time.Hour); o.Block == nil || time.Until(o.Block.Until) < 4*time.Hour {
 			t.Errorf("%+v", o)
 		}
 		dry, err := w.g.Block(ctx, []BlockRequest{

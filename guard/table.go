@@ -248,7 +248,7 @@ func (g *Guard) retry(ctx context.Context, now time.Time) {
 		why, ok := g.confirmed(p.verdict, now)
 		switch {
 		case ok:
-			good = append(good, decided{p.verdict, p.since})
+			good = append(good, decided(p))
 		case now.Sub(p.since) < patience:
 			g.pending = append(g.pending, p)
 		default:

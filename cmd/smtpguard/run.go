@@ -237,7 +237,7 @@ func findLogs(p *policy.Policy, mta exim.Config, mtaErr error) ([]string, error)
 			found = mta.MainLog
 		}
 		if strings.Contains(found, "%") {
-			return nil, withHint(fmt.Errorf("Exim writes a log with the date in its name (%s), which cannot be followed", found),
+			return nil, withHint(fmt.Errorf("the log that Exim writes has the date in its name (%s), and cannot be followed", found),
 				"log_file_path without %D and logrotate, or `logs:` with the path of a log that keeps its name")
 		}
 		for _, cand := range policy.LogCandidates {
