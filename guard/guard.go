@@ -257,14 +257,14 @@ func (g *Guard) do(ctx context.Context, f func(context.Context)) error {
 
 // How often the deciding goroutine looks at things.
 const (
-	tickEvery      = 250 * time.Millisecond // passing of time while the log is silent
-	sampleEvery    = 500 * time.Millisecond // the socket table
-	sampleFast     = 100 * time.Millisecond // the socket table while a verdict waits for it
-	structureEvery = 5 * time.Second        // are our rules still there?
-	contentEvery   = time.Minute            // are exactly our entries in them?
-	selfEvery      = time.Minute            // this machine's addresses, gateways, resolvers
-	goodEvery      = time.Minute            // known good senders to the store
-	sweepEvery     = time.Second            // blocks that have run out, positions to the store
+	tickEvery      = 250 * time.Millisecond  // passing of time while the log is silent
+	sampleEvery    = 500 * time.Millisecond  // the socket table
+	sampleFast     = 100 * time.Millisecond  // the socket table while a verdict waits for it
+	structureEvery = 1500 * time.Millisecond // are our rules still there?
+	contentEvery   = time.Minute             // are exactly our entries in them?
+	selfEvery      = time.Minute             // this machine's addresses, gateways, resolvers
+	goodEvery      = time.Minute             // known good senders to the store
+	sweepEvery     = time.Second             // blocks that have run out, positions to the store
 	pruneEvery     = time.Hour
 )
 

@@ -22,7 +22,8 @@ type drift struct {
 	repaired time.Time
 	by       string // who touched our rules last, if known
 	checked  time.Time
-	suspect  bool // look at the contents at the next opportunity
+	suspect  bool        // look at the contents at the next opportunity
+	fights   []time.Time // when our rules were put back lately
 	leakTold time.Time
 }
 
@@ -239,14 +240,28 @@ func (g *Guard) tampered(ctx context.Context, by string) {
 		return
 	}
 	now := time.Now()
+	who := by
+	if who == "" {
+		who = "somebody"
+	}
+	for len(g.drift.fights) > 0 && now.Sub(g.drift.fights[0]) > time.Minute {
+		g.drift.fights = g.drift.fights[1:]
+	}
+	if g.drift.fights = append(g.drift.fights, now); len(g.drift.fights) > fightsMost {
+		g.broke(fmt.Errorf("%s has changed our rules %d times within a minute", who, len(g.drift.fights)), now)
+		g.drift.backoff = 15 * time.Second
+		g.drift.retryAt = now.Add(g.drift.backoff)
+		return
+	}
 	if g.repair(ctx, by, now, true) == nil {
-		who := by
-		if who == "" {
-			who = "somebody"
-		}
 		g.log.Warn("our rules in the packet filter were changed; they are put back", "by", who, "blocks", len(g.wanted(now)))
 	}
 }
+
+// fightsMost is how often a minute our rules are put back at once. Somebody
+// who takes them away in a loop is a program that has to be found, and status
+// names it; until then they are put back every now and then.
+const fightsMost = 20
 
 // watch passes on the news that somebody touched our rules, where the packet
 // filter has such news.
