@@ -299,6 +299,42 @@ func TestForgedLines(t *testing.T) {
 	}
 }
 
+// Forged lines beside those of a sender that opens five connections a second
+// itself, each gone soon and in TIME-WAIT for a while: they do not make a storm
+// of it. A storm of the same kind that is real is confirmed.
+func TestForgedBesideBusy(t *testing.T) {
+	for rate, blocked := range map[int]bool{5: false, 25: false, 60: true} {
+		t.Run(fmt.Sprint(rate), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, nil)
+				defer w.run()()
+				busy := netip.MustParseAddr("198.51.100.9")
+				port := uint16(1000)
+				for range 30 * 10 {
+					for range rate / 5 {
+						port++
+						w.k.mu.Lock()
+						if w.k.socks == nil {
+							w.k.socks = make(map[netip.AddrPort]sockets.State)
+						}
+						w.k.socks[netip.AddrPortFrom(busy, port)] = sockets.TimeWait
+						w.k.mu.Unlock()
+						w.lines(detector.Event{Time: time.Now(), Kind: detector.Opened, Source: busy, Port: port, Count: 1},
+							detector.Event{Time: time.Now(), Kind: detector.Closed, Source: busy, Port: port},
+							detector.Event{Time: time.Now(), Kind: detector.Accepted, Source: busy})
+					}
+					w.lines(opens(busy.String(), 10, 90)...) // forged
+					time.Sleep(200 * time.Millisecond)
+				}
+				if got := w.inFilter() != ""; got != blocked {
+					s, _ := w.g.Status(t.Context())
+					t.Errorf("blocked: %v, want %v: %+v", got, blocked, s.Decisions)
+				}
+			})
+		})
+	}
+}
+
 // With confirm: off the log is believed.
 func TestLogAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

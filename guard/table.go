@@ -19,8 +19,8 @@ type table struct {
 	at     time.Time
 	past   []sample // newest last, no older than tablePast
 	known  map[netip.AddrPort]bool
-	seen   map[netip.AddrPort]time.Time // in any state, when last
-	fresh  map[netip.Addr]int           // sum of past's
+	seen   map[netip.AddrPort]*peer
+	fresh  map[netip.Addr]seen // of past's fresh
 	// phantoms counts the connections that the log told of and the table does
 	// not have, since phantomsAt.
 	swept      time.Time // when seen was cleared of what is gone
@@ -50,8 +50,23 @@ type sample struct {
 	at      time.Time
 	holding int
 	held    map[netip.Addr]int
-	fresh   []netip.Addr // of connections, in any state, that were not there before
+	fresh   []*peer // connections, in any state, that were not there before
 }
+
+// peer is a connection as the table showed it, in whatever state.
+type peer struct {
+	addr  netip.Addr
+	last  time.Time // when it was there last
+	times int       // in how many readings
+}
+
+// seen counts the connections of an address that were new lately: those that
+// were there in several readings, and those that were caught only once.
+type seen struct{ lasting, brief int }
+
+// estimate is how many connections that were. One that is caught once is one
+// of several that ended between two readings.
+func (s seen) estimate() int { return s.lasting + briefFactor*s.brief }
 
 // holding is how many slots p held when the table was last read.
 func (t *table) holding(p netip.Prefix) int {
@@ -81,12 +96,14 @@ const (
 	// heldOver is the time over which the slots that a source holds are
 	// averaged to confirm a verdict.
 	heldOver = 5 * time.Second
-	// stormShare is the share of the connections of a storm that must have
-	// been seen to confirm it, stormPeers the least number. Most connections
-	// end between two readings, so it is small; forged lines name a victim
-	// that may well open some connections, but hardly that many.
-	stormShare = 0.2
-	stormPeers = 3
+	// stormShare is the share of a storm's connections that the table must bear
+	// out, stormPeers the least number. A connection that lasts, or that the
+	// server closed itself (TIME-WAIT), is there at every reading and counts as
+	// one: forged lines beside a busy sender's own are not borne out. One that
+	// the table shows only once stands for briefFactor that it never did.
+	stormShare  = 0.7
+	stormPeers  = 3
+	briefFactor = 5
 	// More than phantomsMax connections within phantomsIn that only the log
 	// knows: for distrustFor the socket table alone says who holds slots.
 	phantomsMax = 200
@@ -115,17 +132,26 @@ func (g *Guard) sample(ctx context.Context, now time.Time) {
 	known := make(map[netip.AddrPort]bool)
 	first := g.table.seen == nil
 	if first {
-		g.table.seen, g.table.fresh = make(map[netip.AddrPort]time.Time), make(map[netip.Addr]int)
+		g.table.seen, g.table.fresh = make(map[netip.AddrPort]*peer), make(map[netip.Addr]seen)
 	}
 	var left []netip.Prefix
 	for _, k := range socks {
-		if _, old := g.table.seen[k.Remote]; old {
-			g.table.seen[k.Remote] = now
+		if p, old := g.table.seen[k.Remote]; old {
+			p.last = now
+			if p.times++; p.times == 2 {
+				if n, ok := g.table.fresh[p.addr]; ok && n.brief > 0 {
+					g.table.fresh[p.addr] = seen{n.lasting + 1, n.brief - 1}
+				}
+			}
 		} else if len(g.table.seen) < seenMax {
-			g.table.seen[k.Remote] = now
-			if !first {
-				s.fresh = append(s.fresh, k.Remote.Addr())
-				g.table.fresh[k.Remote.Addr()]++
+			p := &peer{addr: k.Remote.Addr(), last: now, times: 1}
+			g.table.seen[k.Remote] = p
+			if first {
+				p.times = 2 // not new, as far as is known
+			} else {
+				s.fresh = append(s.fresh, p)
+				n := g.table.fresh[p.addr]
+				g.table.fresh[p.addr] = seen{n.lasting, n.brief + 1}
 			}
 		}
 		if !k.Holds() {
@@ -140,16 +166,22 @@ func (g *Guard) sample(ctx context.Context, now time.Time) {
 	}
 	past := g.table.past
 	for len(past) > 0 && now.Sub(past[0].at) > tablePast {
-		for _, a := range past[0].fresh {
-			if g.table.fresh[a]--; g.table.fresh[a] <= 0 {
-				delete(g.table.fresh, a)
+		for _, p := range past[0].fresh {
+			n := g.table.fresh[p.addr]
+			if p.times > 1 {
+				n.lasting--
+			} else {
+				n.brief--
+			}
+			if g.table.fresh[p.addr] = n; n.lasting <= 0 && n.brief <= 0 {
+				delete(g.table.fresh, p.addr)
 			}
 		}
 		past = past[1:]
 	}
 	if now.Sub(g.table.swept) > time.Second {
 		g.table.swept = now
-		maps.DeleteFunc(g.table.seen, func(_ netip.AddrPort, at time.Time) bool { return now.Sub(at) > tablePast })
+		maps.DeleteFunc(g.table.seen, func(_ netip.AddrPort, p *peer) bool { return now.Sub(p.last) > tablePast })
 	}
 	before := g.table.known
 	g.table.past = append(past, s)
@@ -270,12 +302,23 @@ func (g *Guard) confirmed(v detector.Verdict, now time.Time) (string, bool) {
 		return "it cannot be read", false
 	}
 	if v.Metric == detector.Opens {
-		n := count(g.table.fresh, v.Source)
-		need := max(stormPeers, int(stormShare*v.Threshold*float64(tablePast)/float64(v.Window)))
-		if n >= need {
+		var n seen
+		if v.Source.IsSingleIP() {
+			n = g.table.fresh[v.Source.Addr()]
+		} else {
+			for a, m := range g.table.fresh {
+				if v.Source.Contains(a) {
+					n.lasting += m.lasting
+					n.brief += m.brief
+				}
+			}
+		}
+		need := max(stormPeers, int(stormShare*v.Threshold*min(1, float64(tablePast)/float64(v.Window))))
+		if n.estimate() >= need {
 			return "", true
 		}
-		return fmt.Sprintf("%d new connections of %s were seen there in the last %s; %d are needed", n, v.Source, tablePast, need), false
+		return fmt.Sprintf("%d new connections of %s were seen there in the last %s, %d of them more than once; a storm would show about %d",
+			n.lasting+n.brief, v.Source, tablePast, n.lasting, need), false
 	}
 	capacity, _ := g.det.Capacity()
 	var sum, n int
