@@ -305,7 +305,10 @@ func (t *follower) find(top *file) *file {
 			return top
 		}
 	}
-	gs := t.rotated()
+	gs, _, settled := t.rotated()
+	if !settled {
+		return nil // tried again
+	}
 	// Our inode first. The numbers of devices may change when a machine is
 	// started again, the head may not.
 	for _, g := range gs {
@@ -373,12 +376,27 @@ func (t *follower) byHead(gs []generation, p Position, not id) *file {
 
 // rotated lists the log's rotated files, oldest first, beside the log and, if
 // that is a symbolic link, beside the file it leads to; without that file.
-func (t *follower) rotated() []generation {
+func (t *follower) rotated() (gs []generation, top id, settled bool) {
 	paths := []string{t.path}
 	if real, err := filepath.EvalSymlinks(t.path); err == nil && real != t.path {
 		paths = append(paths, real)
 	}
-	return slices.DeleteFunc(rotated(paths...), func(g generation) bool { return g.id == t.top })
+	top = idAt(t.path)
+	gs, settled = rotated(paths...)
+	// What is under the log's name may have a rotated file's name as well (a
+	// link to log-20261122). If it was exchanged while we looked, the list is
+	// of two times.
+	settled = settled && idAt(t.path) == top
+	return slices.DeleteFunc(gs, func(g generation) bool { return g.id == top }), top, settled
+}
+
+// idAt is the identity of the file at path, the zero id if there is none.
+func idAt(path string) id {
+	fi, err := os.Stat(path)
+	if err != nil {
+		return id{}
+	}
+	return idOf(fi)
 }
 
 // deliver emits the lines that end in b, which was read at cur's place.
@@ -535,7 +553,10 @@ func (t *follower) grace(st state) time.Duration {
 // next returns the generation after cur, open and taken out of the queue; nil
 // if there is none yet.
 func (t *follower) next() *file {
-	gs := t.rotated()
+	gs, top, settled := t.rotated()
+	if !settled {
+		return nil // tried again
+	}
 	i := t.index(gs, t.cur)
 	if i >= 0 {
 		gs = gs[i+1:]
@@ -549,7 +570,7 @@ func (t *follower) next() *file {
 		// What stands before the first of the queue was rotated so fast that
 		// we never saw it under the log's name.
 		j := t.index(gs, t.queue[0])
-		if j < 0 && t.queue[0].id != t.top {
+		if j < 0 && t.queue[0].id != top {
 			j = 0 // deleted already
 		}
 		if j >= 0 {
@@ -620,7 +641,8 @@ func (t *follower) truncated(st state) error {
 		}
 		return nil
 	}
-	if f := t.byHead(t.rotated(), cur.place(cur.off), cur.id); f != nil {
+	gs, _, _ := t.rotated()
+	if f := t.byHead(gs, cur.place(cur.off), cur.id); f != nil {
 		if st, err := f.look(); err == nil && (f.plain != nil || st.size > cur.off) {
 			t.o.Log.Info("the log was copied and truncated", "log", t.path, "at", cur.off, "copy", f.name)
 			t.split.take() // in the copy once more

@@ -23,16 +23,18 @@ type generation struct {
 }
 
 // rotated lists the rotated files of the log beside each of the paths, oldest
-// first, without the paths themselves.
-func rotated(paths ...string) []generation {
+// first, without the paths themselves. settled is false if they were renamed
+// all the time: then the list may lack some of them, and must not be used to
+// decide which file comes next.
+func rotated(paths ...string) (was []generation, settled bool) {
 	// A listing is not a snapshot: logrotate may be renaming the files one
 	// by one just now. Two listings that agree are.
-	var was []generation
 	for try := range 10 {
 		is := list(paths)
 		if try > 0 && slices.EqualFunc(is, was, func(a, b generation) bool {
 			return a.name == b.name && a.id == b.id
 		}) {
+			settled = true
 			break
 		}
 		was = is
@@ -41,7 +43,7 @@ func rotated(paths ...string) []generation {
 		}
 	}
 	order(was)
-	return was
+	return was, settled
 }
 
 func list(paths []string) []generation {
