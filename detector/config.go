@@ -73,7 +73,10 @@ func DefaultRules() []Rule {
 			Prefixes4: []int{24}, Prefixes6: []int{64, 56, 48}, MinSources: 5},
 		// The same, smaller and for longer.
 		{Name: "patient-net", Metric: Saturation, Window: 5 * time.Minute, Threshold: 0.10,
-			Prefixes4: []int{24}, Prefixes6: []int{64, 56, 48}, MinSources: 5},
+			Prefixes4: []int{24}, Prefixes6: []int{64, 56, 48}, MinSources: 4},
+		// Smaller still, and for a quarter of an hour.
+		{Name: "stubborn", Metric: Saturation, Window: 15 * time.Minute, Threshold: 0.05,
+			Prefixes4: []int{32}, Prefixes6: []int{128}},
 		// Connections as fast as they go, whether or not the slots are full.
 		{Name: "burst", Metric: Opens, Window: 10 * time.Second, Threshold: 120,
 			Prefixes4: []int{32}, Prefixes6: []int{128}},

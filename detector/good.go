@@ -138,6 +138,17 @@ func (d *Detector) lastMinute(e *good) float64 {
 // it is not immune.
 const mostSaturation = 0.9
 
+// workingSaturation is the least one of a known good address that works.
+const workingSaturation = 0.6
+
+// workPause: a sender works that delivers a message a slot in so many minutes.
+// A proven one did for so long, with so many messages.
+const (
+	workPause      = 3
+	provenMessages = 20
+	provenFor      = int64(24 * time.Hour)
+)
+
 // threshold is what address n has to reach to cross rule r: more if it is
 // known good, and more again if it works.
 func (d *Detector) threshold(n *node, r *Rule) float64 {
@@ -145,9 +156,22 @@ func (d *Detector) threshold(n *node, r *Rule) float64 {
 	if e == nil {
 		return r.Threshold
 	}
+	if r.Metric == Saturation && int64(r.Window) >= staleAfter && d.now-d.offset-e.last > int64(r.Window) {
+		return r.Threshold // it delivered once, and only holds
+	}
 	t := r.Threshold * d.goods.factor
-	if d.lastMinute(e) >= max(1, float64(n.held)) {
+	m := d.lastMinute(e)
+	works := m >= 1 && workPause*m >= float64(n.held)
+	switch {
+	case r.Metric == Saturation && int64(r.Window) < staleAfter && e.messages >= provenMessages && e.last-e.first >= provenFor:
+		t = max(t*d.goods.factor, workingSaturation) // time to show that it works
+	case works:
 		t *= d.goods.factor
+		if r.Metric == Opens {
+			t += m // connections that deliver are no storm
+		} else {
+			t = max(t, workingSaturation)
+		}
 	}
 	return raised(r, t)
 }

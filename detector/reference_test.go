@@ -271,7 +271,8 @@ func (r *reference) lastAccepted(a netip.Addr) (int64, bool) {
 func (r *reference) threshold(a netip.Addr, rule int) float64 {
 	ru := &r.cfg.Rules[rule]
 	t := ru.Threshold
-	if _, ok := r.lastAccepted(a); !ok {
+	at, ok := r.lastAccepted(a)
+	if !ok || ru.Metric == Saturation && int64(ru.Window) >= staleAfter && r.now-at > int64(ru.Window) {
 		return t
 	}
 	t *= r.cfg.KnownGood.Factor
@@ -285,8 +286,13 @@ func (r *reference) threshold(a netip.Addr, rule int) float64 {
 		}
 	}
 	rest := 1 - float64(r.now%minute)/float64(minute)
-	if cur+rest*prev >= max(1, float64(r.held(single(a)))) {
+	if m := cur + rest*prev; m >= 1 && workPause*m >= float64(r.held(single(a))) {
 		t *= r.cfg.KnownGood.Factor
+		if ru.Metric == Opens {
+			t += m
+		} else {
+			t = max(t, workingSaturation)
+		}
 	}
 	return raised(ru, t)
 }

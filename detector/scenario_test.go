@@ -824,7 +824,7 @@ func TestExplain(t *testing.T) {
 	s.keep(addrs("10.%d.0.1", 1, 88), 1)
 	s.pass(5*time.Second, time.Second, nil)
 	e := s.d.Explain(netip.MustParsePrefix("192.0.2.1/32"))
-	if !e.Known || e.Held != 12 || e.Sources != 1 || e.Opens != 12 || e.Count != 100 || len(e.Rules) != 7 {
+	if !e.Known || e.Held != 12 || e.Sources != 1 || e.Opens != 12 || e.Count != 100 || len(e.Rules) != 8 {
 		t.Fatalf("%+v", e)
 	}
 	want := "would have to keep 15 % of the slots (15 of 100) for 10 s while the server is full; kept 6.0 %"

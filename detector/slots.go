@@ -321,7 +321,9 @@ func (d *Detector) refused(ev *Event) {
 		}
 		d.capacity, d.how = d.maxCount, CapacityFromRefusals
 	}
-	d.taken, d.anchored, d.anchor = d.capacity, true, d.now
+	if !d.cfg.Sampled { // else the table says how full it is; whoever can write a line can write this one
+		d.taken, d.anchored, d.anchor = d.capacity, true, d.now
+	}
 }
 
 // restarted: the server counts from 0 again; what is open stays open.
@@ -339,7 +341,9 @@ func (d *Detector) restarted() {
 	}
 	d.gen++
 	d.maxCount, d.ones, d.limitless, d.excess = 0, 0, false, 0
-	d.taken, d.anchored, d.anchor = 0, true, d.now
+	if !d.cfg.Sampled { // else the next reading of the table tells
+		d.taken, d.anchored, d.anchor = 0, true, d.now
+	}
 }
 
 // sampled: the kernel's table shows count taken slots.

@@ -31,10 +31,10 @@ const (
 	// csfBudget is how long one Apply or Replace goes on making calls. The
 	// rest is failed, for the caller to try again: nothing else is decided
 	// meanwhile.
-	csfBudget = 20 * time.Second
+	csfBudget = 3 * time.Second
 	// csfTimeout bounds a call. Longer than that of other backends: a call
 	// that is killed half-way may leave a rule without a line in csf.tempban.
-	csfTimeout = 30 * time.Second
+	csfTimeout = 10 * time.Second
 	// csfSlack is by how much an end may differ from what was asked for: CSF
 	// counts whole seconds from when it gets to write its file.
 	csfSlack = 5 * time.Second
@@ -57,6 +57,9 @@ type csf struct {
 	// held are entries that are in force without a ban of ours: csf.deny has
 	// them, or a ban of somebody else that lasts as long.
 	held map[netip.Prefix]time.Time
+	// owed are bans of others that csf -trd took along and that did not go
+	// back yet.
+	owed []csfBan
 
 	command string // full path; empty: not probed
 	conf    csfConf
@@ -247,6 +250,12 @@ func (c *csf) change(ctx context.Context, p plan) (Result, error) {
 	fail := func(err error) (Result, error) { return failAll(p.prefixes(), err), err }
 	if err := c.ready(ctx); err != nil {
 		return fail(err)
+	}
+	if owed := c.owed; len(owed) > 0 {
+		c.owed = nil
+		if err := c.putBack(ctx, owed); err != nil {
+			return fail(fmt.Errorf("having CSF take back bans that are not ours: %w", err))
+		}
 	}
 	bans, err := c.bans(ctx)
 	if err != nil {
@@ -467,10 +476,15 @@ func (c *csf) putBack(ctx context.Context, others []csfBan) error {
 			continue
 		}
 		if err := c.pace(ctx); err != nil {
-			return err
+			c.owed = append(c.owed, b)
+			errs = append(errs, err)
+			continue
 		}
 		comment := cmp.Or(strings.Join(strings.Fields(csfUnsafe.ReplaceAllString(b.comment, " ")), " "), "temporary ban")
 		_, err := c.deny(ctx, b.prefix, ttl, b.ports, b.dir, comment)
+		if err != nil {
+			c.owed = append(c.owed, b)
+		}
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)

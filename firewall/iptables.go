@@ -344,7 +344,7 @@ func (x *xt) Apply(ctx context.Context, b Batch) (Result, error) {
 				x.book.apply(plan{set: slices.DeleteFunc(set[i], func(e Entry) bool { return refused[e.Prefix] })})
 			}
 		}
-		if err != nil && len(res.Failed) == 0 {
+		if err != nil && !(len(res.Failed) > 0 && ipsetRefused(err)) {
 			err = ipsetError(doing, err)
 			rest := plan{set: set[i], unset: unset[i]}
 			if i == 0 {

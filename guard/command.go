@@ -207,6 +207,9 @@ func (g *Guard) drop(p netip.Prefix) {
 // LiftedBy is set by the caller. The detector forgets what it knew, or the
 // next line would block the source again.
 func (g *Guard) lift(ctx context.Context, out []store.Block, now time.Time) error {
+	// The lines that led to the blocks must not be read again after a crash:
+	// they would make the same blocks once more, against the operator's word.
+	g.savePositions()
 	for i := range out {
 		out[i].Lifted = now
 	}

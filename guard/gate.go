@@ -27,6 +27,7 @@ type gate struct {
 	allow     *policy.Allowlist // the policy's, the operator's and this machine's own
 	block     policy.Block
 	only4     bool        // the packet filter cannot block IPv6
+	room      int         // entries that the packet filter takes at most; 0: no limit
 	perMinute []time.Time // when the last blocks were made by verdicts, oldest first
 }
 
@@ -60,6 +61,10 @@ func (g *gate) admits(p netip.Prefix, now time.Time, inForce int, byHand bool) *
 	if inForce >= g.block.MaxBlocks {
 		return &Refusal{Prefix: p, Why: fmt.Sprintf("%d blocks are in force, as many as block.max_blocks allows", inForce),
 			Hint: "`smtpguard blocks list` shows them; block a wider prefix, or raise block.max_blocks"}
+	}
+	if g.room > 0 && inForce >= g.room {
+		return &Refusal{Prefix: p, Why: fmt.Sprintf("%d blocks are in force, as many as the packet filter takes", inForce),
+			Hint: "block a wider prefix, or use the backend nftables"}
 	}
 	if byHand || g.block.MaxNewPerMinute == 0 {
 		return nil

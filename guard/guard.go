@@ -180,7 +180,7 @@ func New(ctx context.Context, o Options) (*Guard, error) {
 		return nil, err
 	}
 	if g.caps, err = g.fw.Probe(ctx); err == nil {
-		g.gate.only4 = !g.caps.IPv6
+		g.gate.only4, g.gate.room = !g.caps.IPv6, g.caps.MaxEntries
 	} else {
 		return nil, errors.Join(fmt.Errorf("firewall %s: %w", g.fw.Name(), err), g.fw.Close(ctx, false))
 	}

@@ -303,8 +303,12 @@ func TestForgedLines(t *testing.T) {
 // itself, each gone soon and in TIME-WAIT for a while: they do not make a storm
 // of it. A storm of the same kind that is real is confirmed.
 func TestForgedBesideBusy(t *testing.T) {
-	for rate, blocked := range map[int]bool{5: false, 25: false, 60: true} {
-		t.Run(fmt.Sprint(rate), func(t *testing.T) {
+	for _, c := range []struct {
+		rate              int
+		delivers, blocked bool
+	}{{5, true, false}, {5, false, false}, {25, true, false}, {25, false, true}} {
+		rate, blocked := c.rate, c.blocked
+		t.Run(fmt.Sprint(c), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t, nil)
 				defer w.run()()
@@ -320,8 +324,10 @@ func TestForgedBesideBusy(t *testing.T) {
 						w.k.socks[netip.AddrPortFrom(busy, port)] = sockets.TimeWait
 						w.k.mu.Unlock()
 						w.lines(detector.Event{Time: time.Now(), Kind: detector.Opened, Source: busy, Port: port, Count: 1},
-							detector.Event{Time: time.Now(), Kind: detector.Closed, Source: busy, Port: port},
-							detector.Event{Time: time.Now(), Kind: detector.Accepted, Source: busy})
+							detector.Event{Time: time.Now(), Kind: detector.Closed, Source: busy, Port: port})
+						if c.delivers {
+							w.lines(detector.Event{Time: time.Now(), Kind: detector.Accepted, Source: busy})
+						}
 					}
 					w.lines(opens(busy.String(), 10, 90)...) // forged
 					time.Sleep(200 * time.Millisecond)

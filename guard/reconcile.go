@@ -141,9 +141,23 @@ func (g *Guard) change(ctx context.Context, b firewall.Batch) error {
 		// What is in there is not known: only Replace, on its own timer, can
 		// help; the store has the truth.
 		g.repair(ctx, "", now, false)
+		if errors.Is(g.drift.broken, firewall.ErrFull) && len(b.Unset) > 0 {
+			// It has no room for all; what must go goes all the same.
+			if _, err := g.fw.Apply(ctx, firewall.Batch{Unset: b.Unset}); err != nil {
+				return err
+			}
+			g.drift.retryAt = now
+			if len(b.Set) == 0 {
+				return nil
+			}
+		}
 		return g.drift.broken
 	}
 	res, err := g.fw.Apply(ctx, b)
+	if errors.Is(err, firewall.ErrUnknown) && !g.caps.Atomic {
+		g.broke(err, now) // a slow one: not twice in a row, there is more to do
+		return err
+	}
 	if errors.Is(err, firewall.ErrGone) || errors.Is(err, firewall.ErrUnknown) {
 		return g.repair(ctx, "", now, true)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"reflect"
+	"time"
 
 	"github.com/smtpguard/smtpguard/detector"
 	"github.com/smtpguard/smtpguard/policy"
@@ -47,7 +48,7 @@ func (g *Guard) Reload(ctx context.Context, p *policy.Policy) (later []string, e
 				det.LearnGood(s.Addr, s.First, s.Last, s.Messages)
 			}
 			for h := range g.det.Holders() {
-				det.Observe(&detector.Event{Kind: detector.Opened, Source: h.Addr, Port: h.Port, Time: h.Since})
+				det.Observe(&detector.Event{Kind: detector.Opened, Source: h.Addr, Port: h.Port, Time: time.Now()})
 			}
 			g.det = det
 		}

@@ -242,6 +242,12 @@ func (g *Guard) warnings(s Status) []string {
 	if !g.enforce {
 		w = append(w, "mode: observe: everything is decided and recorded, nothing is blocked; set mode: enforce in the policy when the decisions are right")
 	}
+	if s.Capacity > 0 && s.CapacityFrom == detector.CapacityAssumed {
+		w = append(w, fmt.Sprintf("the number of slots is not known and assumed to be %d; state capacity: in the policy (Exim's smtp_accept_max)", s.Capacity))
+	}
+	if s.Detector.KnownGood == 0 {
+		w = append(w, "no sender is known good yet: `smtpguard replay --learn LOG` learns them from old logs")
+	}
 	if g.enforce && !g.caps.Real {
 		w = append(w, "backend memory drops no packet")
 	}
