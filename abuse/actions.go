@@ -181,6 +181,10 @@ func (d *Desk) Approve(id, by string, a Approval) (Case, error) {
 	return d.approve(id, by, a, false)
 }
 
+// handoverGrace is how long a mail that is being handed over has when the
+// program is told to stop.
+const handoverGrace = 5 * time.Second
+
 func (d *Desk) approve(id, by string, a Approval, auto bool) (Case, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -216,8 +220,10 @@ func (d *Desk) approve(id, by string, a Approval, auto bool) (Case, error) {
 			return Case{}, &Refusal{fmt.Sprintf("%s bounced; it is left alone until %s", r.Address, until.UTC().Format("2006-01-02")), ""}
 		}
 	}
-	if p := reported(c); !d.reportable(p) {
-		return Case{}, &Refusal{p.String() + " is our own, allowed or reserved", "withdraw it"}
+	for _, p := range c.prefixes() { // not what lies between them
+		if !d.reportable(p) {
+			return Case{}, &Refusal{p.String() + " is our own, allowed or reserved", "withdraw it"}
+		}
 	}
 	if d.o.Blocked != nil { // the blocks of now, not of when it was drafted
 		m.Desk = slices.DeleteFunc(m.Desk, func(a netip.Addr) bool {
@@ -359,7 +365,13 @@ func (d *Desk) Send(ctx context.Context, id, by string, o SendOptions) (Case, er
 	d.mu.Unlock()
 	d.step("queued")
 
-	what, herr := d.handover(context.WithoutCancel(ctx), from, rcpt, msg)
+	// What is under way is not broken off by a stop, but does not hold it up
+	// for long either: a person looks at what stays doubtful.
+	hctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(handoverGrace, cancel) })
+	what, herr := d.handover(hctx, from, rcpt, msg)
+	stop()
+	cancel()
 	d.step("handed")
 
 	d.mu.Lock()

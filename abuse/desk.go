@@ -507,7 +507,7 @@ func (d *Desk) due() []string {
 			want = (c.Connections >= d.config.Threshold.Connections || c.Held >= d.config.Threshold.Held) &&
 				(settled || now.Sub(c.FirstBlock) >= 4*d.config.Threshold.Settle)
 		case c.State == Drafted: // it grew, and nobody has put a hand on it
-			want = m.Edited == "" && c.LastID > m.LastID && settled && now.Sub(c.lastMove()) >= redraftEvery
+			want = m.Edited == "" && c.lastBy() == Self && c.LastID > m.LastID && settled && now.Sub(c.lastMove()) >= redraftEvery
 		case c.State.out() && c.State != Queued && c.State != Doubtful && c.State != Bounced:
 			want = len(c.Mails) <= d.config.MaxFollowUps && settled && !m.SentAt.IsZero() &&
 				c.LastBlock.Sub(m.SentAt) >= d.config.FollowUp

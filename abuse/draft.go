@@ -324,7 +324,7 @@ func (d *Desk) draft(ctx context.Context, was *Case, f finding, facts Facts, arc
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	now := d.cases[c.ID]
-	if now == nil || now.State != was.State || now.mail() != nil && was.State == Drafted && now.mail().Edited != "" || now.MergedInto != "" {
+	if now == nil || now.State != was.State || now.mail() != nil && was.State == Drafted && (now.mail().Edited != "" || now.lastBy() != Self) || now.MergedInto != "" {
 		return nil // a person, or a joining, came first
 	}
 	if err := d.put(now, i, *c.mail(), msg); err != nil {
@@ -416,7 +416,7 @@ func (d *Desk) complete(c *Case, m *Mail, f finding) {
 	}
 	if f.override != nil && f.override.Never {
 		warn("the overrides file says never to report this network")
-		m.To = Contact{Note: "never, by the overrides file"}
+		m.To, m.Cc = Contact{Note: "never, by the overrides file"}, Contact{}
 	}
 	if m.Facts.Spared > 0 {
 		warn("%s inside the blocked networks delivered mail or logged in and are not reported", plural(m.Facts.Spared, "source", "sources"))

@@ -129,7 +129,7 @@ func (d *Desk) receive(msg []byte, by string) (Received, error) {
 	ticket := n.ticketIn(c.ID)
 	switch {
 	case n.action == "failed" && strings.HasPrefix(n.status, "5"):
-		if n.rcpt != m.To.Address && n.rcpt != "" {
+		if n.rcpt != "" && strings.EqualFold(n.rcpt, m.Cc.Address) {
 			c.note(fmt.Sprintf("the copy to %s bounced: %s", n.rcpt, n.diag))
 			break
 		}
@@ -173,6 +173,9 @@ func (d *Desk) receive(msg []byte, by string) (Received, error) {
 		default:
 			got.What = Answered
 		}
+	}
+	if got.What != "" && !c.State.out() { // another mail of the case is in preparation
+		got.What = ""
 	}
 	if got.What != "" {
 		c.move(got.What, by, strings.TrimSpace(n.subject+" "+n.diag), d.now())

@@ -145,7 +145,7 @@ func (d *Desk) text(c *Case, m *Mail) string {
 	}
 	rate := float64(f.Connections) / f.duration().Seconds()
 	conns := fmt.Sprintf("%d (%.1f per second mean over %s", f.Connections, rate, span(f.duration()))
-	if f.Peak > 0 {
+	if f.Peak > 0 && f.duration() >= f.PeakWindow { // else the mean says more
 		conns += fmt.Sprintf(", %.1f per second peak over %s", float64(f.Peak)/f.PeakWindow.Seconds(), span(f.PeakWindow))
 	} else {
 		conns += ", peak not known"

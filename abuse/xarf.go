@@ -105,7 +105,7 @@ func (d *Desk) xarf(c *Case, m *Mail) ([]byte, error) {
 	if top.Local.IsValid() {
 		x.DestinationIP, x.DestinationPort = top.Local.Addr().String(), top.Local.Port()
 	}
-	if f.Peak > 0 {
+	if f.Peak > 0 && f.duration() >= f.PeakWindow {
 		x.PeakPerSecond = float64(f.Peak) / f.PeakWindow.Seconds()
 	}
 	if f.Others > 0 {

@@ -431,7 +431,7 @@ func TestContractPackets(t *testing.T) {
 		onEach(t, func(t *testing.T, b backend) {
 			if !b.real || b.bare {
 				t.Log("memory drops no packets, and what csf does is csf's")
-			return
+				return
 			}
 			t.Run(hook, func(t *testing.T) {
 				fw, server := b.open(t, Options{
