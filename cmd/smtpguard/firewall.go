@@ -1,11 +1,14 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -140,18 +143,51 @@ func (e *env) firewallFlush(c *cli.Context) error {
 	if name == firewall.Memory {
 		return stErr
 	}
-	fw, _, err := firewall.Open(c.Context, name, firewall.Options{Ports: p.BlockedPorts(), Hook: string(p.Firewall.Hook)})
-	if err != nil {
-		return errors.Join(stErr, err)
-	}
-	if err := fw.Close(c.Context, true); err != nil {
-		return errors.Join(stErr, err)
+	// Also what an earlier backend left: nobody looks after it any more.
+	var flushed []string
+	for _, other := range []string{name, firewall.NFTables, firewall.IPTables} {
+		fw, err := removeFrom(c.Context, p, other)
+		switch {
+		case err == nil && !slices.Contains(flushed, fw):
+			flushed = append(flushed, fw)
+		case err != nil && (other == name || !errors.Is(err, firewall.ErrUnavailable)):
+			return errors.Join(stErr, err)
+		}
 	}
 	if c.Bool("json") {
-		return errors.Join(stErr, e.json(map[string]any{"flushed": fw.Name()}))
+		return errors.Join(stErr, e.json(map[string]any{"flushed": flushed}))
 	}
 	fmt.Fprintln(e.stdout, "nothing of ours is in the packet filter any more")
 	return stErr
+}
+
+// removeFrom takes everything of ours out of the packet filter of that name.
+func removeFrom(ctx context.Context, p *policy.Policy, name string) (string, error) {
+	fw, _, err := firewall.Open(ctx, name, firewall.Options{Ports: p.BlockedPorts(), Hook: string(p.Firewall.Hook)})
+	if err != nil {
+		return "", err
+	}
+	return fw.Name(), fw.Close(ctx, true)
+}
+
+// metaBackend is where the store remembers which backend is in use.
+const metaBackend = "backend"
+
+// leaveOldBackend takes our entries out of the backend that was in use before
+// this one: nothing would lift them there before their time. It comes after
+// the new one has them.
+func leaveOldBackend(ctx context.Context, p *policy.Policy, st *store.Store, now string, log *slog.Logger) {
+	old, err := st.Meta(metaBackend)
+	if err == nil && len(old) > 0 && string(old) != now && string(old) != firewall.Memory {
+		if _, err := removeFrom(ctx, p, string(old)); err != nil && !errors.Is(err, firewall.ErrUnavailable) {
+			log.Error("blocks are still in the packet filter that was in use before; `smtpguard firewall flush` without a daemon removes them", "backend", string(old), "err", err)
+			return
+		}
+		log.Info("our rules are taken out of the packet filter that was in use before", "backend", string(old), "now", now)
+	}
+	if err := st.SetMeta(metaBackend, []byte(now)); err != nil {
+		log.Error("noting which packet filter is in use", "err", err)
+	}
 }
 
 // liftAll ends every block in the store.
