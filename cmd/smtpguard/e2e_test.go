@@ -48,7 +48,7 @@ type scene struct {
 func newScene(t *testing.T, o lab.MTAOptions) *scene {
 	t.Helper()
 	if testing.Short() {
-		t.Skip("-short")
+		skip(t, errors.New("-short"))
 	}
 	o.Kind = "exim"
 	w, err := lab.New(t.Context(), lab.Options{})
