@@ -106,6 +106,11 @@ func (c *Client) Status(ctx context.Context) (v guard.Status, err error) {
 	return v, err
 }
 
+func (c *Client) View(ctx context.Context) (v guard.View, err error) {
+	err = c.get(ctx, pathView, netip.Prefix{}, &v)
+	return v, err
+}
+
 func (c *Client) Blocks(ctx context.Context) (v []guard.BlockInfo, err error) {
 	err = c.get(ctx, pathBlocks, netip.Prefix{}, &v)
 	return v, err

@@ -15,6 +15,7 @@ import (
 // *Client: a command that finds no daemon talks to the store's guard itself.
 type Guard interface {
 	Status(ctx context.Context) (guard.Status, error)
+	View(ctx context.Context) (guard.View, error)
 	Blocks(ctx context.Context) ([]guard.BlockInfo, error)
 	History(ctx context.Context, p netip.Prefix) ([]guard.BlockInfo, error)
 	Explain(ctx context.Context, p netip.Prefix) (guard.Explanation, error)
@@ -30,6 +31,7 @@ type Guard interface {
 // Paths of the interface, and the bounds of what is read from the other end.
 const (
 	pathStatus  = "/v1/status"
+	pathView    = "/v1/view"
 	pathBlocks  = "/v1/blocks"
 	pathHistory = "/v1/history"
 	pathExplain = "/v1/explain"

@@ -35,6 +35,9 @@ var theBlock = store.Block{ID: 7, Prefix: netip.MustParsePrefix("203.0.113.0/24"
 func (f *fake) Status(context.Context) (guard.Status, error) {
 	return guard.Status{Mode: "enforce", Capacity: 100, Count: 42}, nil
 }
+func (f *fake) View(context.Context) (guard.View, error) {
+	return guard.View{Sources: []guard.Source{{Prefix: theBlock.Prefix, Held: 7}}}, nil
+}
 func (f *fake) Blocks(context.Context) ([]guard.BlockInfo, error) {
 	return []guard.BlockInfo{{Block: theBlock, State: guard.InForce, Packets: 3}}, nil
 }

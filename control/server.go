@@ -155,6 +155,7 @@ func handler(g Guard, with ...func(*http.ServeMux)) http.Handler {
 	s := &server{guard: g}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+pathStatus, s.status)
+	mux.HandleFunc("GET "+pathView, s.view)
 	mux.HandleFunc("GET "+pathBlocks, s.blocks)
 	mux.HandleFunc("GET "+pathHistory, s.history)
 	mux.HandleFunc("GET "+pathExplain, s.explain)
@@ -218,6 +219,11 @@ type server struct{ guard Guard }
 
 func (s *server) status(w http.ResponseWriter, r *http.Request) {
 	v, err := s.guard.Status(r.Context())
+	answer(w, v, err)
+}
+
+func (s *server) view(w http.ResponseWriter, r *http.Request) {
+	v, err := s.guard.View(r.Context())
 	answer(w, v, err)
 }
 

@@ -108,6 +108,7 @@ type Guard struct {
 	count   Counters
 	recent  []Decision // newest last, bounded
 	errs    []Fault    // newest last, bounded
+	trend   []int      // slots taken, each trendEvery, newest last, bounded
 	tampers chan string
 	goods   time.Time // when known good senders were last saved
 }
@@ -311,7 +312,7 @@ func (g *Guard) Run(ctx context.Context) error {
 
 	tick := time.NewTicker(tickEvery)
 	defer tick.Stop()
-	var due struct{ sample, structure, content, self, good, sweep, prune time.Time }
+	var due struct{ sample, structure, content, self, good, sweep, prune, trend time.Time }
 	start := time.Now()
 	due.structure, due.content, due.self = start.Add(structureEvery), start.Add(contentEvery), start.Add(selfEvery)
 	due.good, due.prune = start.Add(goodEvery), start.Add(time.Minute)
@@ -360,6 +361,7 @@ func (g *Guard) Run(ctx context.Context) error {
 					})
 				}
 			})
+			every(now, &due.trend, trendEvery, func() { g.trend = bounded(append(g.trend, g.det.Count()), trendMost) })
 			every(now, &due.structure, structureEvery, func() { g.checkStructure(ctx) })
 			every(now, &due.content, contentEvery, func() { g.checkContent(ctx) })
 			every(now, &due.self, selfEvery, func() {

@@ -166,15 +166,7 @@ func (g *Guard) status(ctx context.Context) Status {
 		s.CapacityFrom = g.o.CapacityFrom
 	}
 	s.Saturated = s.Pressure >= g.policy.Saturation.SaturatedAt
-	held := make(map[netip.Addr]int)
-	if g.table.usable && len(g.table.past) > 0 {
-		held = g.table.past[len(g.table.past)-1].held
-	} else {
-		for h := range g.det.Holders() {
-			held[h.Addr]++
-		}
-	}
-	for a, n := range held {
+	for a, n := range g.held() {
 		s.Holders = append(s.Holders, Holder{a, n})
 	}
 	slices.SortFunc(s.Holders, func(a, b Holder) int {
@@ -217,6 +209,19 @@ func (g *Guard) status(ctx context.Context) Status {
 		s.Faults = append(s.Faults, g.errs[i])
 	}
 	return s
+}
+
+// held returns who holds how many slots now: by the socket table, or where it
+// is not read, by the log. The caller must not change it.
+func (g *Guard) held() map[netip.Addr]int {
+	if g.table.usable && len(g.table.past) > 0 {
+		return g.table.past[len(g.table.past)-1].held
+	}
+	held := make(map[netip.Addr]int)
+	for h := range g.det.Holders() {
+		held[h.Addr]++
+	}
+	return held
 }
 
 func (g *Guard) socketStatus(ctx context.Context) SocketStatus {

@@ -107,17 +107,24 @@ func (s *scene) within(d time.Duration) context.Context {
 // earnest.
 func (s *scene) startDaemon(o lab.DaemonOptions) {
 	s.Helper()
-	// TestMain has put this program there under its own name: the daemon is
-	// built as the tests are, with the race detector if they are.
+	o.Program, o.Capacity = s.program(), s.m.Slots
+	o.Mode, o.Backend = cmp.Or(o.Mode, "enforce"), cmp.Or(o.Backend, "nftables")
+	var err error
+	if s.d, err = s.w.StartDaemon(s.Context(), s.m, o); err != nil {
+		s.Fatal(err)
+	}
+}
+
+// program is the path of smtpguard. TestMain has put this program there under
+// its own name: the daemon is built as the tests are, with the race detector
+// if they are.
+func (s *scene) program() string {
+	s.Helper()
 	program, err := exec.LookPath("smtpguard")
 	if err != nil {
 		s.Fatal(err)
 	}
-	o.Program, o.Capacity = program, s.m.Slots
-	o.Mode, o.Backend = cmp.Or(o.Mode, "enforce"), cmp.Or(o.Backend, "nftables")
-	if s.d, err = s.w.StartDaemon(s.Context(), s.m, o); err != nil {
-		s.Fatal(err)
-	}
+	return program
 }
 
 // fill starts attackers and waits until mail is refused. It returns when that

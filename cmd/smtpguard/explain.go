@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"text/tabwriter"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/smtpguard/smtpguard/detector"
+	"github.com/smtpguard/smtpguard/guard"
 	"github.com/smtpguard/smtpguard/store"
 )
 
@@ -49,7 +51,13 @@ func (e *env) explain(c *cli.Context) error {
 	if c.Bool("json") {
 		return e.json(x)
 	}
-	w := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
+	showExplanation(e.stdout, x)
+	return nil
+}
+
+// showExplanation prints what the daemon says of a source.
+func showExplanation(out io.Writer, x guard.Explanation) {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	row := func(name, format string, args ...any) {
 		fmt.Fprintf(w, "%s\t"+format+"\n", append([]any{name}, args...)...)
 	}
@@ -69,34 +77,33 @@ func (e *env) explain(c *cli.Context) error {
 		row("  allowed", "%s is never blocked: %s", x.Allowed.Prefix, x.Allowed.Why)
 	}
 	w.Flush()
-	e.showScores(x.Now)
+	showScores(out, x.Now)
 	if x.Held >= 0 {
-		fmt.Fprintf(e.stdout, "  the kernel's socket table shows %s\n", count(x.Held, "connection that holds a slot", "connections that hold slots"))
+		fmt.Fprintf(out, "  the kernel's socket table shows %s\n", count(x.Held, "connection that holds a slot", "connections that hold slots"))
 	}
 	for _, b := range x.Inside {
-		fmt.Fprintf(e.stdout, "  overlaps: %s, %s until %s: %s\n", b.Prefix, b.State, clock(b.Until), b.Reason)
+		fmt.Fprintf(out, "  overlaps: %s, %s until %s: %s\n", b.Prefix, b.State, clock(b.Until), b.Reason)
 	}
 	for _, b := range x.History {
-		fmt.Fprintf(e.stdout, "  earlier: %s %s, %s, offence %d: %s\n", clock(b.Since), b.Prefix, b.State, b.Offence, b.Reason)
+		fmt.Fprintf(out, "  earlier: %s %s, %s, offence %d: %s\n", clock(b.Since), b.Prefix, b.State, b.Offence, b.Reason)
 	}
 	for _, d := range x.Recent {
-		fmt.Fprintf(e.stdout, "  decision: %s %s %s: %s\n", clock(d.Time), d.Prefix, d.What, d.Why)
+		fmt.Fprintf(out, "  decision: %s %s %s: %s\n", clock(d.Time), d.Prefix, d.What, d.Why)
 	}
-	return nil
 }
 
 // showScores prints what the detector knows of a source.
-func (e *env) showScores(n detector.Explanation) {
+func showScores(out io.Writer, n detector.Explanation) {
 	if n.Known {
-		fmt.Fprintf(e.stdout, "  holds %d slots by the log; opened %d connections, refused %d, messages accepted %d, since %s\n",
+		fmt.Fprintf(out, "  holds %d slots by the log; opened %d connections, refused %d, messages accepted %d, since %s\n",
 			n.Held, n.Opens, n.Refused, n.Accepted, clock(n.First))
 	}
 	if n.KnownGoodCount > 0 {
-		fmt.Fprintf(e.stdout, "  known good: %s inside, the latest %s (last message %s)\n",
+		fmt.Fprintf(out, "  known good: %s inside, the latest %s (last message %s)\n",
 			count(n.KnownGoodCount, "sender", "senders"), n.KnownGood[0].Addr, clock(n.KnownGood[0].Last))
 	}
 	for _, r := range n.Rules {
-		fmt.Fprintf(e.stdout, "  rule %s on %s: %s\n", r.Rule, r.Source, r.Need)
+		fmt.Fprintf(out, "  rule %s on %s: %s\n", r.Rule, r.Source, r.Need)
 	}
 }
 
@@ -151,6 +158,6 @@ func (e *env) explainLog(c *cli.Context, p netip.Prefix) error {
 	for _, b := range blocked {
 		fmt.Fprintf(e.stdout, "  would be blocked from %s until %s: %s\n", clock(b.Since), clock(b.Until), b.Reason)
 	}
-	e.showScores(x)
+	showScores(e.stdout, x)
 	return nil
 }

@@ -45,7 +45,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		Version: programVersion(),
 		Flags:   globalFlags(),
 		Commands: []*cli.Command{
-			e.runCommand(), e.replayCommand(), e.statusCommand(), e.explainCommand(),
+			e.runCommand(), e.replayCommand(), e.statusCommand(), e.topCommand(), e.explainCommand(),
 			e.blocksCommand(), e.blockCommand(), e.unblockCommand(), e.allowCommand(),
 			e.reportsCommand(), e.firewallCommand(), e.policyCommand(), e.versionCommand(),
 		},
