@@ -1,0 +1,198 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// manualWorld is the machine on which the manual's commands run: mounts and a
+// network of its own, with the files of a mail server on cPanel. sudo and
+// systemctl are stand-ins, for there is neither in a namespace; the second
+// starts the program as the unit would.
+const manualWorld = `set -eu
+world=$1 docs=$2
+mount --make-rprivate /
+mkdir "$world/etc" "$world/bin"
+cp -a /etc/. "$world/etc"
+rm -rf "$world/etc/csf" "$world/etc/smtpguard"
+mount --bind "$world/etc" /etc
+for d in /var/log /var/lib /run /root; do mount -t tmpfs tmpfs $d; done
+ip link set lo up
+cat >"$world/bin/sudo" <<'EOF'
+#!/bin/sh
+exec "$@"
+EOF
+cat >"$world/bin/systemctl" <<'EOF'
+#!/bin/sh
+pid=/run/daemon.pid
+stop() { [ -e $pid ] || return 0; kill "$(cat $pid)"; while kill -0 "$(cat $pid)" 2>/dev/null; do sleep 0.05; done; rm -f $pid; }
+start() {
+	[ ! -e $pid ] || return 0
+	smtpguard run </dev/null >/dev/null 2>>/var/log/smtpguard.log & echo $! >$pid
+	n=0; until smtpguard status >/dev/null 2>&1; do n=$((n+1)); [ $n -lt 200 ] || { cat /var/log/smtpguard.log; exit 1; }; sleep 0.05; done
+}
+case "$*" in
+*reload*) kill -HUP "$(cat $pid)"; sleep 0.5 ;;
+*restart*) stop; start ;;
+*stop*|*disable*) stop ;;
+*start*|*enable*) start ;;
+*) exit 2 ;;
+esac
+EOF
+chmod 755 "$world/bin/"*
+PATH="$world/bin:$PATH"
+mkdir -p /etc/smtpguard
+cp "$docs/policy.yaml" /etc/smtpguard/policy.yaml
+cp "$docs/flood.log" /var/log/exim_mainlog
+cp "$docs/flood.log" /root/flood.log
+cd /root
+n=0
+while [ -e "$world/$n.sh" ]; do
+	rc=0
+	timeout 60 sh -eu "$world/$n.sh" >"$world/$n.out" 2>&1 </dev/null || rc=$?
+	echo $rc >"$world/$n.rc"
+	n=$((n+1))
+done
+systemctl stop
+`
+
+// manualCommand is one command of the manual.
+type manualCommand struct {
+	place   string // "install.md:12"
+	command string
+	output  []string // what it prints, with … for anything
+	status  int
+}
+
+var (
+	notRun = regexp.MustCompile(`^<!-- not run: .+ -->$`)
+	exits  = regexp.MustCompile(`^<!-- exits ([0-9]+) -->$`)
+)
+
+// readManual finds the commands in the indented blocks of a page: lines that
+// begin with "$ ", each followed by what it prints. A comment before a block
+// says that its commands are not run and why, or with which status they exit.
+func readManual(path string) (list []manualCommand, err error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	before := "" // the last line that is no code
+	for i, line := range strings.Split(string(data), "\n") {
+		code, indented := strings.CutPrefix(line, "    ")
+		if strings.TrimSpace(line) == "" {
+			continue
+		}
+		if !indented {
+			if before = line; strings.HasPrefix(line, "<!--") && !notRun.MatchString(line) && !exits.MatchString(line) {
+				return nil, fmt.Errorf("%s:%d: what does this comment mean?", path, i+1)
+			}
+			continue
+		}
+		if notRun.MatchString(before) {
+			continue
+		}
+		if command, ok := strings.CutPrefix(code, "$ "); ok {
+			c := manualCommand{place: fmt.Sprintf("%s:%d", filepath.Base(path), i+1), command: command}
+			if m := exits.FindStringSubmatch(before); m != nil {
+				c.status, _ = strconv.Atoi(m[1])
+			}
+			list = append(list, c)
+		} else if len(list) > 0 {
+			c := &list[len(list)-1]
+			if more, ok := strings.CutSuffix(c.command, "\\"); ok && len(c.output) == 0 {
+				c.command = more + strings.TrimSpace(code)
+			} else {
+				c.output = append(c.output, code)
+			}
+		}
+	}
+	return list, nil
+}
+
+// prints reports the first line of the manual that is not in the output, after
+// those before it.
+func prints(output string, want []string) (missing string) {
+	for _, line := range want {
+		if strings.TrimSpace(line) == "" || strings.TrimSpace(line) == "..." {
+			continue
+		}
+		var parts []string
+		for _, part := range strings.Split(strings.TrimSpace(line), "…") {
+			parts = append(parts, strings.ReplaceAll(regexp.QuoteMeta(strings.Join(strings.Fields(part), " ")), " ", `\s+`))
+		}
+		at := regexp.MustCompile(`(?m)` + strings.Join(parts, `.*`)).FindStringIndex(output)
+		if at == nil {
+			return line
+		}
+		output = output[at[1]:]
+	}
+	return ""
+}
+
+// Every command that the manual shows does what the manual says.
+func TestManual(t *testing.T) {
+	pages, err := filepath.Glob("../../docs/*.md")
+	if err != nil || len(pages) == 0 {
+		t.Fatal("no manual: ", err)
+	}
+	if os.Getuid() != 0 {
+		skip(t, errors.New("mounts of its own need root"))
+	}
+	smtpguard, err := exec.LookPath("smtpguard") // see TestMain
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, page := range pages {
+		t.Run(filepath.Base(page), func(t *testing.T) {
+			t.Parallel()
+			commands, err := readManual(page)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(commands) == 0 {
+				return
+			}
+			world, data := t.TempDir(), t.TempDir()
+			for name, from := range map[string]string{"policy.yaml": "../../policy.yaml", "flood.log": "../../testdata/corpus/h-one-ip-hold.log"} {
+				b, err := os.ReadFile(from)
+				if err == nil {
+					err = os.WriteFile(filepath.Join(data, name), b, 0o644)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			for i, c := range commands {
+				if err := os.WriteFile(filepath.Join(world, fmt.Sprint(i, ".sh")), []byte(c.command+"\n"), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+			defer cancel()
+			cmd := exec.CommandContext(ctx, "unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", manualWorld, "sh", world, data)
+			cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(smtpguard)+":"+os.Getenv("PATH")+":/usr/sbin:/sbin", "TZ=UTC")
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			for i, c := range commands {
+				out, _ := os.ReadFile(filepath.Join(world, fmt.Sprint(i, ".out")))
+				rc, _ := os.ReadFile(filepath.Join(world, fmt.Sprint(i, ".rc")))
+				if got := strings.TrimSpace(string(rc)); got != strconv.Itoa(c.status) {
+					t.Errorf("%s: %s\nexit status %s, want %d:\n%s", c.place, c.command, got, c.status, out)
+				} else if missing := prints(string(out), c.output); missing != "" {
+					t.Errorf("%s: %s\ndoes not print\n%s\nbut:\n%s", c.place, c.command, missing, out)
+				}
+			}
+		})
+	}
+}
