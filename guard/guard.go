@@ -70,6 +70,11 @@ type Options struct {
 	Log    *slog.Logger
 	// Version is shown in Status.
 	Version string
+	// OnEvent is told what happens, and OnPulse how things stand, about once a
+	// second; nil: nobody watches. Both are called on the goroutine that
+	// decides, and must not wait for anything.
+	OnEvent func(Event)
+	OnPulse func(Pulse)
 }
 
 // Guard holds the state of the decisions. Its exported methods may be called
@@ -110,6 +115,9 @@ type Guard struct {
 	errs    []Fault    // newest last, bounded
 	tampers chan string
 	goods   time.Time // when known good senders were last saved
+	full    fullness
+	pulsed  time.Time // when OnPulse was last called
+	dropped Dropped
 }
 
 // input is what a log's goroutine hands to the deciding one: the events of
@@ -352,6 +360,7 @@ func (g *Guard) Run(ctx context.Context) error {
 				every(now, &due.sample, sampleEvery, func() { g.sample(ctx, now) })
 			}
 			g.passTime(ctx, now)
+			g.beat(now)
 			every(now, &due.sweep, sweepEvery, func() {
 				if g.sweep(ctx, now) {
 					g.tidy(&wg, "ending blocks in the store", func() error {
@@ -502,6 +511,7 @@ func (g *Guard) fault(what string, err error) {
 	g.log.Error(what, "err", err)
 	g.count.Faults++
 	g.errs = bounded(append(g.errs, Fault{Time: time.Now(), What: what, Err: err.Error()}), 20)
+	g.tell(Event{On: OnFault, Why: what + ": " + err.Error()})
 }
 
 // bounded drops the oldest elements beyond n.
