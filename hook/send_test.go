@@ -282,13 +282,13 @@ func TestWebAnswers(t *testing.T) {
 			w.WriteHeader(500)
 			_, _ = io.WriteString(w, "went\x1b[2J wrong"+strings.Repeat("x", 1<<20))
 		case "/elsewhere":
-			http.Redirect(w, r, other.URL, 307)
+			http.Redirect(w, r, other.URL, http.StatusTemporaryRedirect)
 		case "/here":
-			http.Redirect(w, r, "/fine", 307)
+			http.Redirect(w, r, "/fine", http.StatusTemporaryRedirect)
 		case "/other":
-			http.Redirect(w, r, "/fine", 303)
+			http.Redirect(w, r, "/fine", http.StatusSeeOther)
 		case "/loop":
-			http.Redirect(w, r, "/loop", 308)
+			http.Redirect(w, r, "/loop", http.StatusPermanentRedirect)
 		case "/long":
 			for r.Context().Err() == nil {
 				if _, err := w.Write(make([]byte, 1<<16)); err != nil {
