@@ -19,8 +19,7 @@ import (
 )
 
 // Sources are where numbers come from beside the guard. They are asked at a
-// scrape, by one goroutine at a time, and not more often than every 5 s; nil:
-// there is nothing of the kind.
+// scrape, by any goroutine; nil: there is nothing of the kind.
 type Sources struct {
 	Version string
 	Reports func() []abuse.Brief
@@ -40,16 +39,9 @@ type Metrics struct {
 	saturated prometheus.Counter
 	relief    prometheus.Histogram
 
-	mu    sync.Mutex
-	asked time.Time
-	last  besides
-}
-
-// besides is what Sources said.
-type besides struct {
+	mu      sync.Mutex
+	asked   time.Time
 	reports map[abuse.State]int
-	lookups []abuse.LookupCount
-	hooks   []hook.Status
 }
 
 // metric is the definition of a number. Its name is without "smtpguard_".
@@ -254,44 +246,43 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 	put(faults, float64(p.Counters.Faults))
 }
 
-// askEvery bounds how often Sources are asked, whoever scrapes.
+// askEvery bounds how often reports are asked for, of which there may be
+// thousands.
 const askEvery = 5 * time.Second
 
-func (m *Metrics) collectBesides(put func(*metric, float64, ...string)) {
+// reportsNow counts reports by state, not older than askEvery.
+func (m *Metrics) reportsNow() map[abuse.State]int {
 	m.mu.Lock()
-	if time.Since(m.asked) >= askEvery {
-		m.last = besides{}
-		if m.sources.Reports != nil {
-			m.last.reports = make(map[abuse.State]int)
-			for _, s := range []abuse.State{abuse.Gathering, abuse.Held, abuse.Drafted, abuse.Doubtful} {
-				m.last.reports[s] = 0
-			}
-			for _, b := range m.sources.Reports() {
-				m.last.reports[b.State]++
-			}
-		}
-		if m.sources.Lookups != nil {
-			m.last.lookups = m.sources.Lookups()
-		}
-		if m.sources.Hooks != nil {
-			m.last.hooks = m.sources.Hooks()
+	defer m.mu.Unlock()
+	if m.reports == nil || time.Since(m.asked) >= askEvery {
+		m.reports = map[abuse.State]int{abuse.Gathering: 0, abuse.Held: 0, abuse.Drafted: 0, abuse.Doubtful: 0}
+		for _, b := range m.sources.Reports() {
+			m.reports[b.State]++
 		}
 		m.asked = time.Now()
 	}
-	b := m.last
-	m.mu.Unlock()
-	for s, n := range b.reports {
-		put(reports, float64(n), string(s))
+	return m.reports // not changed any more
+}
+
+func (m *Metrics) collectBesides(put func(*metric, float64, ...string)) {
+	if m.sources.Reports != nil {
+		for s, n := range m.reportsNow() {
+			put(reports, float64(n), string(s))
+		}
 	}
-	for _, l := range b.lookups {
-		put(lookups, float64(l.Count), l.Source, l.Result)
+	if m.sources.Lookups != nil {
+		for _, l := range m.sources.Lookups() {
+			put(lookups, float64(l.Count), l.Source, l.Result)
+		}
 	}
-	for _, h := range b.hooks {
-		put(hookTold, float64(h.Told), h.Name)
-		put(hookWait, float64(h.Waiting), h.Name)
-		put(hookSent, float64(h.Sent), h.Name, "sent")
-		put(hookSent, float64(h.Failed), h.Name, "failed")
-		put(hookFail, bit(h.Error != ""), h.Name)
+	if m.sources.Hooks != nil {
+		for _, h := range m.sources.Hooks() {
+			put(hookTold, float64(h.Told), h.Name)
+			put(hookWait, float64(h.Waiting), h.Name)
+			put(hookSent, float64(h.Sent), h.Name, "sent")
+			put(hookSent, float64(h.Failed), h.Name, "failed")
+			put(hookFail, bit(h.Error != ""), h.Name)
+		}
 	}
 }
 

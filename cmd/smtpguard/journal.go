@@ -151,7 +151,7 @@ func appendFields(fs []field, group string, a slog.Attr) []field {
 		}
 		return '_'
 	}, "SMTPGUARD_"+group+a.Key)
-	return append(fs, field{cutTo(name, 64), cutTo(plain(v.String()), fieldMost)})
+	return append(fs, field{name[:min(len(name), 64)], cutTo(plain(v.String()), fieldMost)})
 }
 
 // plain escapes what the journal would not show as text.
