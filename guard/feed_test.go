@@ -2,6 +2,7 @@ package guard
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"reflect"
@@ -143,13 +144,47 @@ func TestEventsOfAnOperator(t *testing.T) {
 			t.Errorf("%q", got)
 		}
 		*events = nil
-		if err := w.g.NoteFault(t.Context(), "telling", context.Canceled); err != nil {
+		if err := w.g.NoteFault(t.Context(), "telling", errors.New("no route")); err != nil {
 			t.Fatal(err)
 		}
-		if got := *events; len(got) != 1 || got[0].Why != "telling: context canceled" {
+		if got := *events; len(got) != 1 || got[0].Why != "telling: no route" {
 			t.Errorf("%v", got)
 		}
 		stop()
+	})
+}
+
+// stolen is a packet filter whose rules somebody takes away.
+type stolen struct {
+	firewall.Firewall
+	gone bool
+}
+
+func (s *stolen) Ensure(ctx context.Context) (bool, error) {
+	gone := s.gone
+	s.gone = false
+	_, err := s.Firewall.Ensure(ctx)
+	return gone, err
+}
+
+func TestEventsOfTampering(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, events, pulse := watched(t, nil)
+		fw := &stolen{Firewall: w.fw}
+		w.g.fw, w.g.caps.Real = fw, true
+		stop := w.run()
+		time.Sleep(3 * time.Second)
+		if err := w.g.do(t.Context(), func(context.Context) { fw.gone = true }); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(3 * time.Second)
+		stop()
+		if got := told(*events); !slices.Equal(got, []string{"1 tamper"}) || (*events)[0].Why != "somebody changed our rules in the packet filter; they are put back" {
+			t.Errorf("%q", got)
+		}
+		if pulse.Repairs != 1 || !pulse.Agrees {
+			t.Errorf("%+v", *pulse)
+		}
 	})
 }
 

@@ -508,6 +508,10 @@ func (g *Guard) counts(l *logState, ev *detector.Event, now time.Time) bool {
 // fault notes an error that does not stop the daemon but that the operator
 // should know of.
 func (g *Guard) fault(what string, err error) {
+	if errors.Is(err, context.Canceled) { // we are being stopped, and nobody is to be woken for that
+		g.log.Info(what, "err", err)
+		return
+	}
 	g.log.Error(what, "err", err)
 	g.count.Faults++
 	g.errs = bounded(append(g.errs, Fault{Time: time.Now(), What: what, Err: err.Error()}), 20)

@@ -92,7 +92,7 @@ func (w *watch) start(ctx context.Context, g *guard.Guard, d *abuse.Desk) (stop 
 	if w.hooks != nil {
 		wg.Go(func() { w.hooks.Run(ctx) })
 		if d != nil {
-			wg.Go(func() { w.followReports(ctx) })
+			wg.Go(func() { followReports(ctx, d.Briefs, w.hooks.Tell) })
 		}
 	}
 	return wg.Wait
@@ -155,14 +155,14 @@ func (w *watch) lookups() []abuse.LookupCount {
 var toldStates = map[abuse.State]bool{abuse.Held: true, abuse.Drafted: true, abuse.Sent: true, abuse.Doubtful: true, abuse.Bounced: true,
 	abuse.Deferred: true, abuse.Acknowledged: true, abuse.Answered: true}
 
-// followReports tells the hooks how reports move on.
-func (w *watch) followReports(ctx context.Context) {
+// followReports tells how reports move on, from when it is called.
+func followReports(ctx context.Context, list func() []abuse.Brief, tell func(hook.Event)) {
 	t := time.NewTicker(5 * time.Second)
 	defer t.Stop()
 	var before map[string]abuse.State
 	for {
 		now := make(map[string]abuse.State)
-		for _, b := range w.desk.Briefs() {
+		for _, b := range list() {
 			now[b.ID] = b.State
 			if before != nil && before[b.ID] != b.State && toldStates[b.State] {
 				var why []string
@@ -173,7 +173,7 @@ func (w *watch) followReports(ctx context.Context) {
 				if b.Why != "" {
 					why = append(why, b.Why)
 				}
-				w.hooks.Tell(hook.Event{On: hook.Report, Time: time.Now(), Report: b.ID, State: string(b.State), Why: strings.Join(why, ", ")})
+				tell(hook.Event{On: hook.Report, Time: time.Now(), Report: b.ID, State: string(b.State), Why: strings.Join(why, ", ")})
 			}
 		}
 		before = now

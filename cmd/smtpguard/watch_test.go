@@ -16,13 +16,16 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/journal"
 
+	"github.com/smtpguard/smtpguard/abuse"
 	"github.com/smtpguard/smtpguard/firewall"
 	"github.com/smtpguard/smtpguard/guard"
 	"github.com/smtpguard/smtpguard/hook"
@@ -158,6 +161,41 @@ func TestStuckHook(t *testing.T) {
 	if total != blocks || len(subjects) != 2 || subjects[1] != "9999 sources blocked" || len(data) > 20_000 {
 		t.Errorf("told of %d in %d bytes: %q", total, len(data), subjects)
 	}
+}
+
+// Reports are told of when they move on, not as they stood at the start.
+func TestFollowReports(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := netip.MustParsePrefix("198.51.100.0/24")
+		list := []abuse.Brief{{ID: "SG-1", State: abuse.Drafted, Network: network}, {ID: "SG-2", State: abuse.Gathering, AS: 64500, Network: network}}
+		var got []string
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			followReports(ctx, func() []abuse.Brief { return list }, func(e hook.Event) {
+				got = append(got, e.On+" "+e.Report+" "+e.State+" "+e.Why)
+			})
+		}()
+		step := func(state abuse.State, why string) {
+			time.Sleep(6 * time.Second)
+			synctest.Wait()
+			list = slices.Clone(list)
+			list[1].State, list[1].Why = state, why
+		}
+		step(abuse.Held, "a cap")
+		step(abuse.Held, "another cap")
+		step(abuse.Drafted, "")
+		step(abuse.Closed, "")
+		list = append(list, abuse.Brief{ID: "SG-3", State: abuse.Drafted, Network: network})
+		step(abuse.Closed, "")
+		cancel()
+		<-done
+		want := []string{"report SG-2 held AS64500, 198.51.100.0/24, a cap", "report SG-2 draft AS64500, 198.51.100.0/24", "report SG-3 draft 198.51.100.0/24"}
+		if !slices.Equal(got, want) {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	})
 }
 
 // fieldsOf reads a datagram of the journal's native protocol.
