@@ -99,9 +99,11 @@ func TestRate(t *testing.T) {
 		for i := range 10_000 {
 			h.Tell(block(i))
 		}
+		h.hooks[0].mu.Lock()
 		if n := len(h.hooks[0].pending.events); n != eventsMost {
 			t.Errorf("%d events are kept", n)
 		}
+		h.hooks[0].mu.Unlock()
 		time.Sleep(4 * time.Minute)
 		h.Tell(block(2))
 		time.Sleep(time.Second)

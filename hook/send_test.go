@@ -83,6 +83,11 @@ The mail server is full, 100 of 100 slots taken, 1 problem of smtpguard's own.
 	if env := read(t, dir+"/env"); strings.Contains(env, "SECRET") {
 		t.Errorf("the daemon's environment is passed on:\n%s", env)
 	}
+	// No setting can add a header either.
+	hostile := &mailer{Config{Mail: "root\nBcc: all", From: "a@b\r\nX: y"}, sendmail}
+	if head, _, _ := strings.Cut(string(hostile.mail(message(t))), "\n\n"); strings.Contains(head, "\nBcc:") || strings.ContainsAny(head, "\r") {
+		t.Errorf("%s", head)
+	}
 	k.sendmail = script(t, dir, "echo 'no route\x1b[2J' >&2; exit 69")
 	if err := k.send(t.Context(), message(t)); err == nil || !strings.Contains(err.Error(), `exit status 69: no route\u{1b}[2J`) {
 		t.Errorf("%v", err)
@@ -164,9 +169,11 @@ func TestStuckCommand(t *testing.T) {
 		h.Tell(block(i))
 		slowest = max(slowest, time.Since(start))
 	}
+	h.hooks[0].mu.Lock()
 	if h.hooks[0].pending.total != 10_000 || len(h.hooks[0].pending.events) > eventsMost || len(h.hooks[0].pending.counts) != 1 {
 		t.Errorf("%d events are counted, %d kept", h.hooks[0].pending.total, len(h.hooks[0].pending.events))
 	}
+	h.hooks[0].mu.Unlock()
 	t.Logf("the slowest Tell took %s", slowest)
 	for pid := range strings.FieldsSeq(read(t, pids)) {
 		n, err := strconv.Atoi(pid)

@@ -28,7 +28,7 @@ func (m *Metrics) Serve(ctx context.Context, l net.Listener) error {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
 		MaxRequestsInFlight: scrapesMost, EnableOpenMetrics: true, ErrorHandling: promhttp.ContinueOnError}))
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: readFor, ReadTimeout: readFor, WriteTimeout: writeFor,
+	srv := &http.Server{Handler: mux, ReadTimeout: readFor, WriteTimeout: writeFor,
 		MaxHeaderBytes: headerMost, ErrorLog: log.New(io.Discard, "", 0)}
 	srv.SetKeepAlivesEnabled(false)
 	stop := context.AfterFunc(ctx, func() { srv.Close() })

@@ -18,6 +18,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -169,17 +170,20 @@ func TestFollowReports(t *testing.T) {
 		network := netip.MustParsePrefix("198.51.100.0/24")
 		list := []abuse.Brief{{ID: "SG-1", State: abuse.Drafted, Network: network}, {ID: "SG-2", State: abuse.Gathering, AS: 64500, Network: network}}
 		var got []string
+		var mu sync.Mutex
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			followReports(ctx, func() []abuse.Brief { return list }, func(e hook.Event) {
+			followReports(ctx, func() []abuse.Brief { mu.Lock(); defer mu.Unlock(); return list }, func(e hook.Event) {
 				got = append(got, e.On+" "+e.Report+" "+e.State+" "+e.Why)
 			})
 		}()
 		step := func(state abuse.State, why string) {
 			time.Sleep(6 * time.Second)
 			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
 			list = slices.Clone(list)
 			list[1].State, list[1].Why = state, why
 		}
@@ -187,7 +191,9 @@ func TestFollowReports(t *testing.T) {
 		step(abuse.Held, "another cap")
 		step(abuse.Drafted, "")
 		step(abuse.Closed, "")
+		mu.Lock()
 		list = append(list, abuse.Brief{ID: "SG-3", State: abuse.Drafted, Network: network})
+		mu.Unlock()
 		step(abuse.Closed, "")
 		cancel()
 		<-done
