@@ -63,6 +63,14 @@ func watched(t *testing.T, change func(*policy.Policy)) (w *world, events *[]Eve
 	return w, events, last
 }
 
+// between runs f on the goroutine that decides.
+func (w *world) between(f func()) {
+	w.t.Helper()
+	if err := w.g.do(w.t.Context(), func(context.Context) { f() }); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
 func told(events []Event) (s []string) {
 	for _, e := range events {
 		s = append(s, strings.TrimSpace(fmt.Sprintf("%d %s %s %s", e.Count, e.On, e.Outcome, e.Reason)))
@@ -81,9 +89,11 @@ func TestEventsOfAFlood(t *testing.T) {
 		w.k.open("198.51.100.1", 60)
 		w.k.open("198.51.100.2", 38)
 		time.Sleep(12 * time.Second)
-		if pulse.Holders == nil || pulse.Capacity != 100 || pulse.Time.IsZero() {
-			t.Errorf("pulse: %+v", *pulse)
-		}
+		w.between(func() {
+			if pulse.Holders == nil || pulse.Capacity != 100 || pulse.Time.IsZero() {
+				t.Errorf("pulse: %+v", *pulse)
+			}
+		})
 		time.Sleep(30 * time.Second)
 		stop()
 		got := told(*events)
@@ -113,44 +123,54 @@ func TestEventsOfAnOperator(t *testing.T) {
 		if _, err := w.g.Block(t.Context(), reqs, false); err != nil {
 			t.Fatal(err)
 		}
-		if got := told(*events); len(got) != 700 || got[0] != "1 block blocked operator" {
-			t.Errorf("%d events: %.200q", len(got), got)
-		}
+		w.between(func() {
+			if got := told(*events); len(got) != 700 || got[0] != "1 block blocked operator" {
+				t.Errorf("%d events: %.200q", len(got), got)
+			}
+			*events = nil
+		})
 		time.Sleep(2 * time.Second)
-		if n := pulse.Blocks[BlockClass{Bits: 32}]; n != 700 {
-			t.Errorf("%d blocks in the pulse", n)
-		}
-		*events = nil
+		w.between(func() {
+			if n := pulse.Blocks[BlockClass{Bits: 32}]; n != 700 {
+				t.Errorf("%d blocks in the pulse", n)
+			}
+		})
 		if _, err := w.g.Unblock(t.Context(), netip.Prefix{}, "root"); err != nil {
 			t.Fatal(err)
 		}
-		n := 0
-		for _, e := range *events {
-			n += e.Count
-			if e.On != OnUnblock || e.By != "root" || e.Reason != "operator" || !e.Prefix.IsValid() {
-				t.Fatalf("%+v", e)
+		w.between(func() {
+			n := 0
+			for _, e := range *events {
+				n += e.Count
+				if e.On != OnUnblock || e.By != "root" || e.Reason != "operator" || !e.Prefix.IsValid() {
+					t.Errorf("%+v", e)
+				}
 			}
-		}
-		if n != 700 || len(*events) > noteMost+1 {
-			t.Errorf("%d events tell of %d unblocks", len(*events), n)
-		}
+			if n != 700 || len(*events) > noteMost+1 {
+				t.Errorf("%d events tell of %d unblocks", len(*events), n)
+			}
+			*events = nil
+		})
 		time.Sleep(2 * time.Second)
-		if len(pulse.Blocks) != 0 {
-			t.Errorf("blocks are left in the pulse: %v", pulse.Blocks)
-		}
-		*events = nil
+		w.between(func() {
+			if len(pulse.Blocks) != 0 {
+				t.Errorf("blocks are left in the pulse: %v", pulse.Blocks)
+			}
+		})
 		o := w.block("192.0.2.1/32", time.Hour) // an address of this machine
-		if got := told(*events); o.Refused == "" || !slices.Equal(got, []string{"1 refuse refused allowed"}) {
-			t.Errorf("%q", got)
-		}
-		*events = nil
+		w.between(func() {
+			if got := told(*events); o.Refused == "" || !slices.Equal(got, []string{"1 refuse refused allowed"}) {
+				t.Errorf("%q", got)
+			}
+			*events = nil
+		})
 		if err := w.g.NoteFault(t.Context(), "telling", errors.New("no route")); err != nil {
 			t.Fatal(err)
 		}
+		stop()
 		if got := *events; len(got) != 1 || got[0].Why != "telling: no route" {
 			t.Errorf("%v", got)
 		}
-		stop()
 	})
 }
 
@@ -174,9 +194,7 @@ func TestEventsOfTampering(t *testing.T) {
 		w.g.fw, w.g.caps.Real = fw, true
 		stop := w.run()
 		time.Sleep(3 * time.Second)
-		if err := w.g.do(t.Context(), func(context.Context) { fw.gone = true }); err != nil {
-			t.Fatal(err)
-		}
+		w.between(func() { fw.gone = true })
 		time.Sleep(3 * time.Second)
 		stop()
 		if got := told(*events); !slices.Equal(got, []string{"1 tamper"}) || (*events)[0].Why != "somebody changed our rules in the packet filter; they are put back" {
