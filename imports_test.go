@@ -22,6 +22,8 @@ func TestImports(t *testing.T) {
 		"guard":         "detector firewall policy sockets store tail", // decides; never parses a log line itself
 		"abuse":         "detector",                                    // tells of verdicts; knows no store, no policy, no guard
 		"control":       "abuse guard store",                           // the answers are guard's and abuse's own types
+		"metrics":       "abuse guard hook",                            // the numbers are theirs; asks the guard nothing
+		"hook":          "",                                            // tells of events; knows not who makes them
 	}
 	foreign := map[string]string{ // import path -> the one package that may
 		"github.com/google/nftables":    "firewall",
@@ -33,6 +35,7 @@ func TestImports(t *testing.T) {
 		"github.com/oschwald/maxminddb": "abuse",
 		"github.com/urfave/cli":         "cmd/smtpguard",
 		"github.com/coreos/go-systemd":  "cmd/smtpguard",
+		"github.com/prometheus":         "metrics",
 	}
 	for pkg, may := range ours {
 		out, err := exec.Command("go", "list", "-f", `{{join .Imports "\n"}}`, "./"+pkg).CombinedOutput()

@@ -68,6 +68,8 @@ type lookups struct {
 	mu       sync.Mutex
 	cache    map[string]*remembered
 	inFlight map[string]chan struct{}
+
+	counts lookupCounts
 }
 
 // remembered is a cached answer.
@@ -246,6 +248,7 @@ func (l *lookups) ask(ctx context.Context, source string, a netip.Addr, as uint3
 			var answered netip.Prefix
 			var r *remembered
 			r, answered, err = question(ctx)
+			l.counts.add(source, err)
 			if err == nil || errors.Is(err, errNone) {
 				if r == nil {
 					r = &remembered{}

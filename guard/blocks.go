@@ -1,6 +1,7 @@
 package guard
 
 import (
+	"maps"
 	"net/netip"
 	"time"
 
@@ -13,10 +14,31 @@ import (
 // to "is this covered?". The store has the truth; this mirrors it.
 type blocks struct {
 	table bart.Table[*store.Block]
+	class map[BlockClass]int // how many there are of each
 }
 
-func (b *blocks) put(blk store.Block)                        { b.table.Insert(blk.Prefix, &blk) }
-func (b *blocks) remove(p netip.Prefix)                      { b.table.Delete(p) }
+func (b *blocks) put(blk store.Block) {
+	b.remove(blk.Prefix)
+	b.table.Insert(blk.Prefix, &blk)
+	if b.class == nil {
+		b.class = make(map[BlockClass]int)
+	}
+	b.class[classOf(&blk)]++
+}
+
+func (b *blocks) remove(p netip.Prefix) {
+	old, ok := b.table.Get(p)
+	if !ok {
+		return
+	}
+	b.table.Delete(p)
+	c := classOf(old)
+	if b.class[c]--; b.class[c] == 0 {
+		delete(b.class, c)
+	}
+}
+
+func (b *blocks) classes() map[BlockClass]int                { return maps.Clone(b.class) }
 func (b *blocks) get(p netip.Prefix) (*store.Block, bool)    { return b.table.Get(p) }
 func (b *blocks) covers(p netip.Prefix) (*store.Block, bool) { return b.table.LookupPrefix(p) }
 
@@ -68,7 +90,7 @@ func (b *blocks) expire(t time.Time) []store.Block {
 		}
 	}
 	for _, blk := range out {
-		b.table.Delete(blk.Prefix)
+		b.remove(blk.Prefix)
 	}
 	return out
 }

@@ -90,7 +90,7 @@ func (g *Guard) blockByHand(ctx context.Context, reqs []BlockRequest, dry bool) 
 		if ref != nil {
 			if !dry {
 				g.count.Refused++
-				g.note(Decision{Time: now, Prefix: r.Prefix, What: Refused, Why: "asked by " + r.By + "; but " + ref.Why})
+				g.note(Decision{Time: now, Prefix: r.Prefix, What: Refused, Reason: ref.Reason, Why: "asked by " + r.By + "; but " + ref.Why})
 			}
 			o.Refused, o.Hint = ref.Why, ref.Hint
 			out = append(out, o)

@@ -34,6 +34,8 @@ type Decision struct {
 	Score  float64      `json:"score,omitempty"`
 	Why    string       `json:"why"`
 	Until  time.Time    `json:"until,omitzero"`
+	// Reason is Why in one word, where there are several; see Event.
+	Reason string `json:"reason,omitempty"`
 }
 
 // noteMost is how many decisions of one act are told one by one.
@@ -46,12 +48,14 @@ func (g *Guard) noteAll(all []Decision) {
 	}
 	if more := len(all) - noteMost; more > 0 {
 		g.log.Info(string(all[0].What)+" as well", "prefixes", more, "why", all[0].Why)
+		g.tellDecision(all[noteMost], more)
 	}
 }
 
 // note remembers a decision and logs it.
 func (g *Guard) note(d Decision) {
 	g.recent = bounded(append(g.recent, d), 500)
+	g.tellDecision(d, 1)
 	args := []any{"prefix", d.Prefix.String(), "why", d.Why}
 	if d.Rule != "" {
 		args = append(args, "rule", d.Rule)
@@ -98,7 +102,7 @@ func (g *Guard) decide(ctx context.Context, verdicts []detector.Verdict, now tim
 		}
 		if r := g.gate.passes(v.Source); r != nil {
 			g.count.Refused++
-			d.What, d.Why = Refused, d.Why+"; but "+r.Why
+			d.What, d.Reason, d.Why = Refused, r.Reason, d.Why+"; but "+r.Why
 			g.note(d)
 			continue
 		}
@@ -142,7 +146,7 @@ func (g *Guard) enact(ctx context.Context, good []decided, now time.Time) {
 		}
 		if r := g.gate.admits(v.Source, now, g.blocks.len()+len(made), false); r != nil {
 			g.count.Refused++
-			g.note(Decision{Time: now, Prefix: v.Source, What: Refused, Rule: v.Rule, Score: v.Score, Why: v.Sentence() + "; but " + r.Why})
+			g.note(Decision{Time: now, Prefix: v.Source, What: Refused, Reason: r.Reason, Rule: v.Rule, Score: v.Score, Why: v.Sentence() + "; but " + r.Why})
 			continue
 		}
 		offence, err := g.offence(v.Source, now)
@@ -188,7 +192,7 @@ func (g *Guard) apply(ctx context.Context, made []*store.Block, replaced []store
 		if since == nil || !g.enforce {
 			for _, b := range made {
 				g.count.Failed++
-				g.note(Decision{Time: now, Prefix: b.Prefix, What: Failed, Why: "it could not be written down: " + err.Error()})
+				g.note(Decision{Time: now, Prefix: b.Prefix, What: Failed, Reason: reasonStore, Why: "it could not be written down: " + err.Error()})
 			}
 			return err
 		}
@@ -219,7 +223,7 @@ func (g *Guard) apply(ctx context.Context, made []*store.Block, replaced []store
 		g.det.Forget(b.Prefix)
 		if g.drift.unapplied(b.Prefix) {
 			g.count.Failed++
-			g.note(Decision{Time: now, Prefix: b.Prefix, What: Failed, Until: b.Until, Why: b.Reason + "; written down, but the packet filter did not take it: " + g.drift.why(b.Prefix) + "; it is tried again"})
+			g.note(Decision{Time: now, Prefix: b.Prefix, What: Failed, Reason: reasonFilter, Until: b.Until, Why: b.Reason + "; written down, but the packet filter did not take it: " + g.drift.why(b.Prefix) + "; it is tried again"})
 		} else {
 			g.count.Blocked++
 			g.noteBlock(*b, Blocked)
@@ -246,6 +250,7 @@ func (g *Guard) relieved(made []*store.Block, since []time.Time, prefixes []neti
 		if since != nil && left == 0 {
 			b.Relief = max(now.Sub(since[i]), 1)
 			g.count.LastRelief, g.count.LastReliefAt = b.Relief, now
+			g.tell(Event{On: OnEnded, Time: now, Prefix: b.Prefix, Took: b.Relief})
 		} else if since != nil {
 			g.slow = bounded(append(g.slow, slow{*b, since[i]}), 1000)
 		}
@@ -275,6 +280,7 @@ func (g *Guard) stillSlow(now time.Time) {
 		}
 		b.Relief = max(now.Sub(s.since), 1)
 		g.count.LastRelief, g.count.LastReliefAt = b.Relief, now
+		g.tell(Event{On: OnEnded, Time: now, Prefix: b.Prefix, Took: b.Relief})
 		upd = append(upd, *b)
 		return true
 	})

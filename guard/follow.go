@@ -65,6 +65,11 @@ func (l *logState) follow(ctx context.Context, out chan<- input, log *slog.Logge
 	})
 }
 
+func (l *logState) status() LogStatus {
+	return LogStatus{Path: l.path, Lines: l.lines, Opens: l.opens, Portless: l.portless,
+		Misdated: l.misdated, Behind: l.behind, CaughtUp: l.caughtUp, LastLine: l.lastLine}
+}
+
 // took notes where the log was read to.
 func (l *logState) took(in input) {
 	l.lines += uint64(in.lines)

@@ -16,6 +16,8 @@ type Refusal struct {
 	Why string
 	// Hint says what the operator can do; may be empty.
 	Hint string
+	// Reason is Why in one word, or "".
+	Reason string
 }
 
 func (r *Refusal) Error() string { return fmt.Sprintf("%s is not blocked: %s", r.Prefix, r.Why) }
@@ -35,18 +37,18 @@ type gate struct {
 // max_prefix. It holds for every block, however it came about.
 func (g *gate) passes(p netip.Prefix) *Refusal {
 	if e, ok := g.allow.Overlaps(p); ok {
-		return &Refusal{Prefix: p, Why: fmt.Sprintf("it overlaps %s, which is allowed (%s)", e.Prefix, e.Why),
+		return &Refusal{Prefix: p, Reason: reasonAllowed, Why: fmt.Sprintf("it overlaps %s, which is allowed (%s)", e.Prefix, e.Why),
 			Hint: "`smtpguard allow list` shows what is never blocked, and why"}
 	}
 	if g.only4 && p.Addr().Is6() {
-		return &Refusal{Prefix: p, Why: "the packet filter in use cannot block IPv6", Hint: "`smtpguard firewall status` names it; with CSF, IPV6 in csf.conf is off"}
+		return &Refusal{Prefix: p, Reason: reasonNoIPv6, Why: "the packet filter in use cannot block IPv6", Hint: "`smtpguard firewall status` names it; with CSF, IPV6 in csf.conf is off"}
 	}
 	if g.block.TooWide(p) {
 		limit := g.block.MaxPrefix4
 		if p.Addr().Is6() {
 			limit = g.block.MaxPrefix6
 		}
-		return &Refusal{Prefix: p, Why: fmt.Sprintf("it is wider than block.max_prefix (/%d)", limit),
+		return &Refusal{Prefix: p, Reason: reasonTooWide, Why: fmt.Sprintf("it is wider than block.max_prefix (/%d)", limit),
 			Hint: "name narrower prefixes, or change block.max_prefix in the policy"}
 	}
 	return nil
@@ -59,11 +61,11 @@ func (g *gate) admits(p netip.Prefix, now time.Time, inForce int, byHand bool) *
 		return r
 	}
 	if inForce >= g.block.MaxBlocks {
-		return &Refusal{Prefix: p, Why: fmt.Sprintf("%d blocks are in force, as many as block.max_blocks allows", inForce),
+		return &Refusal{Prefix: p, Reason: reasonMaxBlocks, Why: fmt.Sprintf("%d blocks are in force, as many as block.max_blocks allows", inForce),
 			Hint: "`smtpguard blocks list` shows them; block a wider prefix, or raise block.max_blocks"}
 	}
 	if g.room > 0 && inForce >= g.room {
-		return &Refusal{Prefix: p, Why: fmt.Sprintf("%d blocks are in force, as many as the packet filter takes", inForce),
+		return &Refusal{Prefix: p, Reason: reasonRoom, Why: fmt.Sprintf("%d blocks are in force, as many as the packet filter takes", inForce),
 			Hint: "block a wider prefix, or use the backend nftables"}
 	}
 	if byHand || g.block.MaxNewPerMinute == 0 {
@@ -75,7 +77,7 @@ func (g *gate) admits(p netip.Prefix, now time.Time, inForce int, byHand bool) *
 	}
 	g.perMinute = g.perMinute[old:]
 	if len(g.perMinute) >= g.block.MaxNewPerMinute {
-		return &Refusal{Prefix: p, Why: fmt.Sprintf("%d sources were blocked within a minute, as many as block.max_new_per_minute allows", len(g.perMinute)),
+		return &Refusal{Prefix: p, Reason: reasonPerMinute, Why: fmt.Sprintf("%d sources were blocked within a minute, as many as block.max_new_per_minute allows", len(g.perMinute)),
 			Hint: "look at `smtpguard status`: is this a flood, or a rule that is too strict?"}
 	}
 	g.perMinute = append(g.perMinute, now)

@@ -70,6 +70,11 @@ type Options struct {
 	Log    *slog.Logger
 	// Version is shown in Status.
 	Version string
+	// OnEvent is told what happens, and OnPulse how things stand, about once a
+	// second; nil: nobody watches. Both are called on the goroutine that
+	// decides, and must not wait for anything.
+	OnEvent func(Event)
+	OnPulse func(Pulse)
 }
 
 // Guard holds the state of the decisions. Its exported methods may be called
@@ -111,6 +116,9 @@ type Guard struct {
 	trend   []int      // slots taken, each trendEvery, newest last, bounded
 	tampers chan string
 	goods   time.Time // when known good senders were last saved
+	full    fullness
+	pulsed  time.Time // when OnPulse was last called
+	dropped Dropped
 }
 
 // input is what a log's goroutine hands to the deciding one: the events of
@@ -353,6 +361,7 @@ func (g *Guard) Run(ctx context.Context) error {
 				every(now, &due.sample, sampleEvery, func() { g.sample(ctx, now) })
 			}
 			g.passTime(ctx, now)
+			g.beat(now)
 			every(now, &due.sweep, sweepEvery, func() {
 				if g.sweep(ctx, now) {
 					g.tidy(&wg, "ending blocks in the store", func() error {
@@ -501,9 +510,14 @@ func (g *Guard) counts(l *logState, ev *detector.Event, now time.Time) bool {
 // fault notes an error that does not stop the daemon but that the operator
 // should know of.
 func (g *Guard) fault(what string, err error) {
+	if errors.Is(err, context.Canceled) { // we are being stopped, and nobody is to be woken for that
+		g.log.Info(what, "err", err)
+		return
+	}
 	g.log.Error(what, "err", err)
 	g.count.Faults++
 	g.errs = bounded(append(g.errs, Fault{Time: time.Now(), What: what, Err: err.Error()}), 20)
+	g.tell(Event{On: OnFault, Why: what + ": " + err.Error()})
 }
 
 // bounded drops the oldest elements beyond n.

@@ -268,6 +268,7 @@ func (g *Guard) tampered(ctx context.Context, by string) {
 		return
 	}
 	if g.repair(ctx, by, now, true) == nil {
+		g.tell(Event{On: OnTamper, Time: now, By: by, Why: who + " changed our rules in the packet filter; they are put back"})
 		g.log.Warn("our rules in the packet filter were changed; they are put back", "by", who, "blocks", len(g.wanted(now)))
 	}
 }
@@ -333,6 +334,7 @@ func (g *Guard) checkContent(ctx context.Context) {
 			g.broke(err, now)
 			return
 		}
+		g.dropped.saw(in)
 		until, ok := want[in.Prefix]
 		switch {
 		case !ok:
@@ -344,6 +346,7 @@ func (g *Guard) checkContent(ctx context.Context) {
 			delete(want, in.Prefix)
 		}
 	}
+	g.dropped.read()
 	for p, until := range want {
 		if until.Sub(now) > time.Second { // about to run out: both sides let go of it now
 			b.Set = append(b.Set, firewall.Entry{Prefix: p, Until: until})
@@ -354,6 +357,7 @@ func (g *Guard) checkContent(ctx context.Context) {
 	}
 	g.drift.repairs++
 	g.drift.repaired = now
+	g.tell(Event{On: OnTamper, Time: now, Why: fmt.Sprintf("entries in the packet filter differed from the store, %d missing and %d foreign; they are put right", len(b.Set), len(b.Unset))})
 	g.log.Warn("entries in the packet filter differed from the store; they are put right", "missing", len(b.Set), "foreign", len(b.Unset))
 	_ = g.change(ctx, b)
 }

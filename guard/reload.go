@@ -32,10 +32,13 @@ func (g *Guard) Reload(ctx context.Context, p *policy.Policy) (later []string, e
 		differ("store", old.Store, p.Store)
 		differ("control", old.Control, p.Control)
 		differ("reports", old.Reports, p.Reports)
+		differ("metrics", old.Metrics, p.Metrics)
+		differ("hooks", old.Hooks, p.Hooks)
 		merged := *p
 		merged.Mode, merged.Logs, merged.Zone, merged.Capacity, merged.Confirm, merged.Ports = old.Mode, old.Logs, old.Zone, old.Capacity, old.Confirm, old.Ports
 		merged.Block.Ports = old.Block.Ports
 		merged.Firewall, merged.Store, merged.Control, merged.Reports = old.Firewall, old.Store, old.Control, old.Reports
+		merged.Metrics, merged.Hooks = old.Metrics, old.Hooks
 		if !reflect.DeepEqual(old.Rules, p.Rules) || old.Saturation != p.Saturation || old.KnownGood != p.KnownGood || old.Memory != p.Memory {
 			o := g.o
 			o.Policy = &merged

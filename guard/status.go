@@ -1,7 +1,6 @@
 package guard
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -166,15 +165,7 @@ func (g *Guard) status(ctx context.Context) Status {
 		s.CapacityFrom = g.o.CapacityFrom
 	}
 	s.Saturated = s.Pressure >= g.policy.Saturation.SaturatedAt
-	for a, n := range g.held() {
-		s.Holders = append(s.Holders, Holder{a, n})
-	}
-	slices.SortFunc(s.Holders, func(a, b Holder) int {
-		return cmp.Or(cmp.Compare(b.Held, a.Held), a.Source.Compare(b.Source))
-	})
-	if len(s.Holders) > 10 {
-		s.Holders = s.Holders[:10]
-	}
+	s.Holders = g.holders(10)
 	for _, b := range g.blocks.table.All() {
 		if b.InForce(now) {
 			s.Blocks++
@@ -183,8 +174,7 @@ func (g *Guard) status(ctx context.Context) Status {
 		}
 	}
 	for _, l := range g.logs {
-		s.Logs = append(s.Logs, LogStatus{Path: l.path, Lines: l.lines, Opens: l.opens, Portless: l.portless,
-			Misdated: l.misdated, Behind: l.behind, CaughtUp: l.caughtUp, LastLine: l.lastLine})
+		s.Logs = append(s.Logs, l.status())
 	}
 	s.Sockets = g.socketStatus(ctx)
 	s.Firewall = FirewallStatus{Backend: g.fw.Name(), Real: g.caps.Real, Agrees: g.drift.broken == nil && len(g.drift.failed) == 0,

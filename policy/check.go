@@ -25,6 +25,7 @@ func (d *decoder) check(p *Policy) {
 	if p.Store.Path == p.Control.Socket {
 		d.contradiction(faultf("", "store.path and control.socket are the same file"), "store.path", "control.socket")
 	}
+	d.checkWatch(p)
 	for i, r := range p.Rules {
 		at := fmt.Sprintf("rules[%d].prefixes", i)
 		for _, l := range r.Prefixes4 {

@@ -104,6 +104,8 @@ type Policy struct {
 	Store      Store
 	Control    Control
 	Reports    Reports
+	Metrics    Metrics
+	Hooks      []EventHook
 }
 
 // Saturation says when a server is full: shares of the capacity, with
@@ -197,6 +199,7 @@ func Default() *Policy {
 		Store:     Store{Path: "/var/lib/smtpguard/smtpguard.db"},
 		Control:   Control{Socket: "/run/smtpguard/smtpguard.sock"},
 		Reports:   defaultReports(),
+		Hooks:     []EventHook{},
 	}
 }
 

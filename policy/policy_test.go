@@ -137,6 +137,15 @@ reports:
   baseline: 0s
   keep: 1d
   redirect: me@example.net
+metrics: {listen: "unix:/srv/metrics", group: "monitor"}
+hooks:
+  - {name: "off", on: [block, report], mail: me@example.net, from: smtpguard@example.net, every: 1d, timeout: 1s}
+  - on: [saturated]
+    url: "https://example.net/hook?a=b"
+    header_file: /srv/header
+    secret_file: /srv/secret
+  - {on: [fault], command: [/srv/tell, "", "a b", "null"]}
+  - {on: [relieved], mail: root}
 `
 
 func TestRoundTrip(t *testing.T) {

@@ -63,6 +63,8 @@ func schema(p *Policy) mapping {
 			{name: "group", codec: text(&p.Control.Group, `the name of a group, or ""`, checkGroup)},
 		}},
 		{name: "reports", codec: reportsSchema(&p.Reports)},
+		{name: "metrics", codec: metricsSchema(&p.Metrics)},
+		{name: "hooks", codec: hooksSchema(&p.Hooks)},
 	}
 }
 

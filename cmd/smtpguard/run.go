@@ -17,6 +17,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/urfave/cli/v2"
 
+	"github.com/smtpguard/smtpguard/abuse"
 	"github.com/smtpguard/smtpguard/control"
 	"github.com/smtpguard/smtpguard/detector/exim"
 	"github.com/smtpguard/smtpguard/guard"
@@ -116,6 +117,11 @@ func (e *env) run(c *cli.Context) (err error) {
 			}
 		},
 	}
+	watch, err := newWatch(p, log)
+	if err != nil {
+		return err
+	}
+	watch.attach(&o)
 	switch {
 	case p.Capacity > 0:
 		o.Capacity, o.CapacityFrom = p.Capacity, "the policy"
@@ -164,15 +170,16 @@ func (e *env) run(c *cli.Context) (err error) {
 	served := make(chan error, 1)
 	var with []func(*http.ServeMux)
 	stopDesk := func() {}
+	var desk *abuse.Desk
 	if p.Reports.Mode != policy.ReportsOff {
-		desk, err := openDesk(p, st, allowedNow(ctx, g), logs, zone, log)
-		if err != nil { // protecting the server does not wait for telling others
+		if desk, err = openDesk(p, st, allowedNow(ctx, g), logs, zone, log); err != nil { // protecting the server does not wait for telling others
 			log.Error("there will be no abuse reports", "err", err)
 		} else {
 			with = append(with, control.WithReports(control.Desk(desk)))
 			stopDesk = startDesk(ctx, g, desk, log, ready)
 		}
 	}
+	stopWatch := watch.start(ctx, g, desk)
 	go func() { served <- control.Serve(ctx, l, g, log, with...); cancel() }()
 	go func() {
 		select {
@@ -195,6 +202,7 @@ func (e *env) run(c *cli.Context) (err error) {
 	err = g.Run(ctx)
 	cancel()
 	stopDesk()
+	stopWatch()
 	log.Info("smtpguard stops", "blocks_in_the_packet_filter", string(p.Firewall.OnStop))
 	return errors.Join(err, <-served)
 }
@@ -214,6 +222,9 @@ func (e *env) reload(ctx context.Context, c *cli.Context, g *guard.Guard, log *s
 
 // logger writes to the terminal or the journal, which has its own times.
 func (e *env) logger() *slog.Logger {
+	if inJournal(e.stderr) {
+		return slog.New(newJournalHandler(e.stderr))
+	}
 	o := &slog.HandlerOptions{}
 	if os.Getenv("JOURNAL_STREAM") != "" {
 		o.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {

@@ -84,6 +84,13 @@ func TestScript(t *testing.T) {
 				}
 				ts.Fatalf("%q is never printed", args[0])
 			},
+			// wait-metric SOCKET REGEXP reads the metrics on a socket until a
+			// line of them is matched.
+			"wait-metric": func(ts *testscript.TestScript, neg bool, args []string) {
+				if err := waitMetric(ts.MkAbs(args[0]), args[1]); err != nil {
+					ts.Fatalf("%v", err)
+				}
+			},
 			// stop NAME ends a background command as systemd does, and waits
 			// for it.
 			"stop": func(ts *testscript.TestScript, neg bool, args []string) {
