@@ -71,12 +71,13 @@ func (r *Replay) Observe(ev *detector.Event) {
 		r.observe(ev)
 		return
 	}
-	was := *ev
+	kind := ev.Kind
 	by := r.observe(ev)
-	if was.Kind == detector.Closed && r.blocks.len() > 0 {
-		by, _ = r.blocks.realAddr(was.Source)
+	ev.Kind = kind
+	if kind == detector.Closed && r.blocks.len() > 0 {
+		by, _ = r.blocks.realAddr(ev.Source)
 	}
-	r.OnEvent(&was, by)
+	r.OnEvent(ev, by)
 }
 
 // observe takes the next event and returns the block that kept it away.
