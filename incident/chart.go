@@ -53,6 +53,8 @@ type slotsChart struct {
 	Legend     []legend
 	Alt        string
 	UnknownWho bool
+	Fine       bool // areas are wide enough for an edge
+	Crowd      bool // so many marks that their lines would hide the areas
 }
 
 type span struct{ X, W string }
@@ -107,8 +109,7 @@ type source struct {
 
 // sources sums up the holders of each bucket: those inside a blocked prefix
 // under that prefix.
-func (c *Collector) sources() (list []*source, whole time.Duration) {
-	s := c.series
+func (c *Collector) sources(s *timeline) (list []*source, full time.Duration) {
 	by := make(map[netip.Prefix]*source)
 	alias := make(map[netip.Prefix]*source)
 	of := func(p netip.Prefix) *source {
@@ -131,7 +132,7 @@ func (c *Collector) sources() (list []*source, whole time.Duration) {
 	sum := make(map[*source]int)
 	for i := range s.buckets {
 		b := &s.buckets[i]
-		whole += b.full
+		full += b.full
 		clear(sum)
 		for _, h := range b.shares {
 			sum[of(h.who)] += h.held
@@ -143,8 +144,8 @@ func (c *Collector) sources() (list []*source, whole time.Duration) {
 		}
 	}
 	for _, x := range list {
-		if whole > 0 {
-			x.average /= whole.Seconds()
+		if full > 0 {
+			x.average /= full.Seconds()
 		}
 		if x.row != nil {
 			x.peak = max(x.peak, x.row.Held)
@@ -153,21 +154,51 @@ func (c *Collector) sources() (list []*source, whole time.Duration) {
 	slices.SortFunc(list, func(a, b *source) int {
 		return cmp.Or(cmp.Compare(b.weight, a.weight), a.who.Compare(b.who))
 	})
-	return list, whole
+	return list, full
 }
 
-// draw makes the pictures.
+// pictures are those of one stretch of time.
+type pictures struct {
+	Title   string
+	Period  string
+	Slots   *slotsChart
+	Bars    []barChart
+	Axis    axis
+	Bucket  string
+	Zone    string
+	Holders []holder
+	Average bool
+	Numbers []numbers
+}
+
+// draw makes the pictures: of the worst occasion, if it is too small in the
+// whole, and of the whole.
 func (c *Collector) draw(v *view, o PageOptions, as func(netip.Prefix) string) {
 	s := c.series
-	n := len(s.buckets)
-	if n == 0 {
-		return
+	worst := s.worst
+	if s.now.hot && s.now.worse(worst) {
+		worst = s.now // it lasts until the end of the log
 	}
-	v.Bucket = Span(s.width)
-	end := s.start.Add(time.Duration(n) * s.width)
-	v.Axis = timeAxis(s.start.In(o.Zone), end.In(o.Zone))
-	list, whole := c.sources()
-	v.Average = whole > 0
+	if worst != nil && len(worst.buckets) > 0 && 2*worst.end().Sub(worst.start) < s.whole.end().Sub(s.whole.start) && worst.width < s.whole.width {
+		p := c.picture(worst, o, as)
+		p.Title = "The worst occasion"
+		v.Pictures = append(v.Pictures, p)
+	}
+	if len(s.whole.buckets) > 0 {
+		p := c.picture(s.whole, o, as)
+		if len(v.Pictures) > 0 {
+			p.Title = "The whole log"
+		}
+		v.Pictures = append(v.Pictures, p)
+	}
+}
+
+func (c *Collector) picture(l *timeline, o PageOptions, as func(netip.Prefix) string) *pictures {
+	n := len(l.buckets)
+	v := &pictures{Bucket: Span(l.width), Axis: timeAxis(l.start.In(o.Zone), l.end().In(o.Zone)),
+		Zone: zone(l.start, l.end(), o.Zone), Period: period(l.start.In(o.Zone), l.end().In(o.Zone))}
+	list, full := c.sources(l)
+	v.Average = full > 0
 
 	// Colours go to those that would have been blocked, then to the largest.
 	top := slices.Clone(list)
@@ -176,16 +207,13 @@ func (c *Collector) draw(v *view, o PageOptions, as func(netip.Prefix) string) {
 	top = slices.DeleteFunc(top, func(x *source) bool { return x.row == nil && x.peak < few })
 	top = top[:min(len(top), colored)]
 	class := make(map[*source]int)
+	named := make(map[netip.Prefix]*source)
 	for i, x := range top {
-		class[x] = i
+		class[x], named[x.who] = i, x
 		x.held = make([]int, n)
 	}
-	named := make(map[netip.Prefix]*source)
-	for _, x := range top {
-		named[x.who] = x
-	}
-	for i := range s.buckets {
-		for _, h := range s.buckets[i].shares {
+	for i := range l.buckets {
+		for _, h := range l.buckets[i].shares {
 			p := h.who
 			for q := range c.byPrefix.Supernets(p) {
 				p = q
@@ -195,8 +223,8 @@ func (c *Collector) draw(v *view, o PageOptions, as func(netip.Prefix) string) {
 			}
 		}
 	}
-	v.Slots = c.drawSlots(top, as, o)
-	v.Bars = s.drawBars()
+	v.Slots = c.drawSlots(l, top, as, o)
+	v.Bars = l.drawBars()
 
 	slices.SortStableFunc(list, func(a, b *source) int { return cmp.Compare(b.peak, a.peak) })
 	for _, x := range list[:min(len(list), maxBarRows)] {
@@ -205,12 +233,13 @@ func (c *Collector) draw(v *view, o PageOptions, as func(netip.Prefix) string) {
 		if k, ok := class[x]; ok {
 			h.Class, h.Letter = "s"+strconv.Itoa(k), letter(k)
 		}
-		if whole > 0 {
+		if full > 0 {
 			h.Average = strconv.FormatFloat(math.Round(10*x.average)/10, 'f', -1, 64)
 		}
 		v.Holders = append(v.Holders, h)
 	}
-	v.Numbers = s.table(top, o.Zone)
+	v.Numbers = l.table(top, o.Zone)
+	return v
 }
 
 func letter(i int) string { return string(rune('A' + i)) }
@@ -230,8 +259,7 @@ func percentage(x, whole float64) string {
 	return strconv.FormatFloat(math.Round(1e4*x/whole)/100, 'f', -1, 64)
 }
 
-func (c *Collector) drawSlots(top []*source, as func(netip.Prefix) string, o PageOptions) *slotsChart {
-	s := c.series
+func (c *Collector) drawSlots(s *timeline, top []*source, as func(netip.Prefix) string, o PageOptions) *slotsChart {
 	n := len(s.buckets)
 	ch := &slotsChart{N: n, Height: slotsHeight, Slots: c.capacity, UnknownWho: len(top) == 0}
 	highest := c.capacity
@@ -289,18 +317,33 @@ func (c *Collector) drawSlots(top []*source, as func(netip.Prefix) string, o Pag
 	ch.Areas = append(ch.Areas, area{"others", stepPath(rest, y)})
 	ch.Legend = append(ch.Legend, legend{Class: "others", Who: "all others"})
 
-	if c.blocks > 0 && len(top) > 0 {
+	ch.Fine = n <= 240
+	// Within a wide bucket the flood and its end are one, and nothing is to be
+	// seen of the difference.
+	if c.blocks > 0 && len(top) > 0 && s.width <= 8*time.Second {
 		from := slices.IndexFunc(s.buckets, func(b bucket) bool { return b.blocks > 0 })
 		if from >= 0 {
 			ch.Plan = linePath(s.buckets, from, y, func(b *bucket) int { return b.plan })
 		}
 	}
-	if s.width > 10*time.Second {
+	if s.width > 8*time.Second {
 		ch.Low = linePath(s.buckets, 0, y, func(b *bucket) int { return b.min })
 	}
 	ch.Marks = s.marks(o.Zone)
-	at := c.peakAt.In(o.Zone).Format(clockFormat(c.first.In(o.Zone), c.now.In(o.Zone)))
-	ch.Alt = fmt.Sprintf("At worst, at %s, %d of %d slots were taken.", at, c.peak, c.capacity)
+	ch.Crowd = len(ch.Marks) > 12 || s.width > 8*time.Second
+	worst := 0
+	for i := range s.buckets {
+		if s.buckets[i].max > s.buckets[worst].max {
+			worst = i
+		}
+	}
+	at := s.start.Add(time.Duration(worst) * s.width).In(o.Zone).Format(clockFormat(s.start.In(o.Zone), s.end().In(o.Zone)))
+	if s.width > time.Minute {
+		at = "within " + Span(s.width) + " from " + at
+	} else {
+		at = "at " + at
+	}
+	ch.Alt = fmt.Sprintf("At worst, %s, %d of %d slots were taken.", at, s.buckets[worst].max, c.capacity)
 	for k, x := range top[:min(len(top), 3)] {
 		ch.Alt += fmt.Sprintf(" %s, %s, held at most %d.", letter(k), who(x.who), x.peak)
 	}
@@ -358,7 +401,7 @@ func linePath(buckets []bucket, from int, y func(int) int, value func(*bucket) i
 }
 
 // marks are the blocks, those close to each other as one.
-func (s *series) marks(l *time.Location) (list []blockMark) {
+func (s *timeline) marks(l *time.Location) (list []blockMark) {
 	n := len(s.buckets)
 	last, group := -n, 0
 	for i := range s.buckets {
@@ -371,7 +414,7 @@ func (s *series) marks(l *time.Location) (list []blockMark) {
 		} else {
 			last, group = i, int(b.blocks)
 			at := s.start.Add(time.Duration(i) * s.width)
-			list = append(list, blockMark{X: percentage(float64(i), float64(n)), Verdict: b.verdict, Title: at.In(l).Format("15:04:05")})
+			list = append(list, blockMark{X: percentage(float64(i), float64(n)), Verdict: b.verdict, Title: at.In(l).Format("2 Jan 15:04:05")})
 		}
 		m := &list[len(list)-1]
 		m.Text = strconv.Itoa(group)
@@ -391,7 +434,7 @@ func quantity(n, one, many string) string {
 }
 
 // drawBars makes the small pictures below.
-func (s *series) drawBars() []barChart {
+func (s *timeline) drawBars() []barChart {
 	n := len(s.buckets)
 	each := max((n+maxBars-1)/maxBars, int((time.Second+s.width-1)/s.width))
 	var width = time.Duration(each) * s.width
@@ -433,7 +476,7 @@ func (s *series) drawBars() []barChart {
 }
 
 // table is the pictures as numbers, in a few dozen lines.
-func (s *series) table(top []*source, l *time.Location) (list []numbers) {
+func (s *timeline) table(top []*source, l *time.Location) (list []numbers) {
 	n := len(s.buckets)
 	each := max(1, (n+numberRows-1)/numberRows)
 	for i := 0; i < n; i += each {
@@ -451,7 +494,7 @@ func (s *series) table(top []*source, l *time.Location) (list []numbers) {
 		}
 		at := s.start.Add(time.Duration(i) * s.width).In(l)
 		row := numbers{Time: at.Format("15:04:05"), Plan: b.plan, Refused: b.refused, Accepted: b.accepted, Kept: b.kept}
-		if time.Duration(n)*s.width > 24*time.Hour {
+		if s.end().Sub(s.start) > 24*time.Hour {
 			row.Time = at.Format("2 Jan 15:04")
 		}
 		row.Slots = strconv.Itoa(b.max)

@@ -60,12 +60,11 @@ type Collector struct {
 	shift       time.Duration
 	count, peak int
 	capacity    int
-	peakAt      time.Time
+	fullFrom    int  // taken slots
 	counted     bool // the log has the server's own counts
 	evidence    time.Time
 
 	full      bool
-	fullFrom  time.Time
 	fullTo    time.Time // end of the last stretch
 	fullFor   time.Duration
 	incidents int
@@ -167,11 +166,22 @@ func (c *Collector) at(t time.Time) time.Time {
 	return t
 }
 
-// Event takes an event that was observed at m; by is the block that is in
+// Event takes an event that was observed at now; by is the block that is in
 // force against its source.
-func (c *Collector) Event(m Moment, ev *detector.Event, by *store.Block) {
+func (c *Collector) Event(now func() Moment, ev *detector.Event, by *store.Block) {
+	if ev.Kind == detector.Accepted {
+		c.accepted++
+	}
+	switch ev.Kind {
+	case detector.Opened, detector.Closed, detector.Refused, detector.DaemonStarted:
+	default:
+		if c.series == nil && c.started {
+			return // of no interest to the table, and most lines are like that
+		}
+	}
+	m := now()
 	c.move(c.at(m.Time))
-	c.capacity = m.Capacity
+	c.setCapacity(m.Capacity)
 	var r *Row
 	if by != nil {
 		r, _ = c.byPrefix.Get(by.Prefix)
@@ -210,28 +220,31 @@ func (c *Collector) Event(m Moment, ev *detector.Event, by *store.Block) {
 				}
 			}
 		}
-	case detector.Accepted:
-		c.accepted++
 	case detector.DaemonStarted:
 		c.count = 0
 	default:
 		c.look(m, ev, turnedAway, by != nil)
 		return
 	}
-	if ev.Kind != detector.Accepted {
-		c.evidence = c.now
-	}
+	c.evidence = c.now
 	c.look(m, ev, turnedAway, by != nil)
+}
+
+func (c *Collector) setCapacity(n int) {
+	if n != c.capacity {
+		c.capacity = n
+		c.fullFrom = max(1, int(math.Ceil(c.o.SaturatedAt*float64(n)-1e-9)))
+	}
 }
 
 // look notes the count of taken slots as it is now.
 func (c *Collector) look(m Moment, ev *detector.Event, turnedAway, kept bool) {
 	if c.count > c.peak {
-		c.peak, c.peakAt = c.count, c.now
+		c.peak = c.count
 	}
-	c.setFull(c.count >= c.FullFrom())
+	c.setFull(c.capacity > 0 && c.count >= c.fullFrom)
 	if c.series != nil && c.started {
-		c.series.event(c.now, m, ev, c.count, c.full, turnedAway, kept)
+		c.series.event(c.now, m, ev, c.count, turnedAway, kept)
 	}
 }
 
@@ -276,9 +289,6 @@ func (c *Collector) setFull(full bool) {
 		c.fullTo = c.now
 		return
 	}
-	if c.fullFrom.IsZero() {
-		c.fullFrom = c.now
-	}
 	if c.incidents > 0 && c.now.Sub(c.fullTo) < calm {
 		return
 	}
@@ -312,7 +322,7 @@ func (c *Collector) heldMost(r *Row) {
 // Block takes a block that the policy would have made, and the moment after it.
 func (c *Collector) Block(m Moment, b *store.Block) {
 	c.move(c.at(b.Since))
-	c.capacity = m.Capacity
+	c.setCapacity(m.Capacity)
 	c.blocks++
 	if b.Until.After(c.until) {
 		c.until = b.Until

@@ -76,12 +76,7 @@ type view struct {
 	Logs              []string
 	MoreLogs          int
 	Cards             []card
-	Slots             *slotsChart // nil: the log does not say who holds
-	Bars              []barChart
-	Axis              axis
-	Bucket            string
-	Holders           []holder
-	Average           bool
+	Pictures          []*pictures
 	Rows              []tableRow
 	RowsMore          int
 	Verdicts          []verdictView
@@ -89,7 +84,6 @@ type view struct {
 	Spared            int
 	AS                bool
 	Settings          []Setting
-	Numbers           []numbers
 }
 
 type card struct{ Name, Value, Note string }
@@ -172,7 +166,7 @@ func (c *Collector) view(o PageOptions) *view {
 		v.Rows = append(v.Rows, row)
 	}
 	for i, x := range s.verdicts {
-		y := verdictView{N: i + 1, Time: x.at.In(o.Zone).Format(stamp), Who: who(x.who), AS: as(x.who), Rule: plain(x.rule), Text: plain(x.text)}
+		y := verdictView{N: i + 1, Time: x.at.In(o.Zone).Format(stamp), Who: who(x.who), AS: as(x.who), Rule: plain(x.rule), Text: x.text}
 		switch {
 		case x.spared == "":
 			y.Act = "blocked for " + Span(x.until.Sub(x.at))

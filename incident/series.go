@@ -13,12 +13,14 @@ import (
 const (
 	// maxBuckets bounds the points of a series. When they are used up each
 	// two become one, of twice the width.
-	maxBuckets  = 1440
+	maxBuckets  = 720
 	finest      = 500 * time.Millisecond // width of the first buckets
 	maxShares   = 12                     // holders kept of each bucket
 	maxWide     = 6                      // and wider prefixes, of what is left
 	maxHolders  = 1 << 14                // connections looked at for one bucket
 	maxVerdicts = 200
+	// lead is how much is shown before and after the worst occasion.
+	lead = 30 * time.Second
 )
 
 // bucket is what happened in one stretch of time.
@@ -63,20 +65,40 @@ type verdict struct {
 	at     time.Time
 	who    netip.Prefix
 	rule   string
-	text   string
+	text   string // of the detector's own making
 	spared string // why it was not blocked; "" if it was
 	until  time.Time
 	again  int // offence, 1 for the first
 }
 
+// timeline is a stretch of time in buckets of one width.
+type timeline struct {
+	who     *detector.Detector // who holds slots in the log as it is: no block takes effect
+	start   time.Time
+	width   time.Duration
+	buckets []bucket
+	count   int // taken slots, at the end
+	plan    int
+
+	full   time.Duration
+	kept   uint64
+	hot    bool      // there was a reason to look closely
+	hotEnd time.Time // the last one
+}
+
+func newTimeline(who *detector.Detector) *timeline { return &timeline{who: who, width: finest} }
+
+// worse says which of two was the worse occasion.
+func (l *timeline) worse(than *timeline) bool {
+	return than == nil || l.full > than.full || l.full == than.full && l.kept > than.kept
+}
+
 // series is the incident over time.
 type series struct {
-	who      *detector.Detector // who holds slots in the log as it is: no block takes effect
-	start    time.Time
-	width    time.Duration
-	buckets  []bucket
-	lastPlan int
-	count    int
+	who   *detector.Detector
+	whole *timeline
+	now   *timeline // what may become the worst occasion
+	worst *timeline // nil: none yet
 
 	verdicts []verdict
 	unsaid   int // verdicts beyond maxVerdicts
@@ -84,20 +106,72 @@ type series struct {
 
 func newSeries(o Options) (*series, error) {
 	d, err := detector.New(detector.Config{Capacity: o.Capacity, Memory: o.Memory})
-	return &series{who: d, width: finest}, err
+	if err != nil {
+		return nil, err
+	}
+	return &series{who: d, whole: newTimeline(d), now: newTimeline(d)}, nil
 }
 
 // event takes an event at t, when count slots are taken.
-func (s *series) event(t time.Time, m Moment, ev *detector.Event, count int, full, turnedAway, kept bool) {
+func (s *series) event(t time.Time, m Moment, ev *detector.Event, count int, turnedAway, kept bool) {
 	was := *ev
 	s.who.Observe(&was)
-	b := s.at(t)
-	s.count, s.lastPlan = count, m.Held
+	if count*2 >= m.Capacity {
+		s.now.hot, s.now.hotEnd = true, t
+	}
+	s.whole.event(t, m, ev, count, turnedAway, kept)
+	s.now.event(t, m, ev, count, turnedAway, kept)
+}
+
+// pass lets time go by, while the server is full or not.
+func (s *series) pass(from, to time.Time, full bool) {
+	s.whole.pass(from, to, full)
+	l := s.now
+	switch {
+	case full:
+		l.hot, l.hotEnd = true, to
+		l.pass(from, to, full)
+	case !l.hot && to.Sub(from) > lead:
+		s.now = newTimeline(s.who) // nothing to see before, nor for so long
+		s.now.count, s.now.plan = l.count, l.plan
+	case l.hot && to.Sub(l.hotEnd) > lead:
+		if from.Before(l.hotEnd.Add(lead)) {
+			l.pass(from, l.hotEnd.Add(lead), false)
+		}
+		s.close()
+	default:
+		l.pass(from, to, full)
+		if !l.hot {
+			l.forget()
+		}
+	}
+}
+
+// close ends the present occasion.
+func (s *series) close() {
+	if s.now.hot && s.now.worse(s.worst) {
+		s.worst = s.now
+	}
+	s.now = newTimeline(s.who)
+}
+
+// forget drops what lies longer back than lead, once it is twice that.
+func (l *timeline) forget() {
+	if n := int(lead / l.width); len(l.buckets) > 2*n {
+		k := len(l.buckets) - n
+		l.buckets = slices.Delete(l.buckets, 0, k)
+		l.start = l.start.Add(time.Duration(k) * l.width)
+	}
+}
+
+func (l *timeline) event(t time.Time, m Moment, ev *detector.Event, count int, turnedAway, kept bool) {
+	b := l.at(t)
+	l.count, l.plan = count, m.Held
 	b.min, b.max, b.plan = min(b.min, count), max(b.max, count), max(b.plan, m.Held)
 	switch ev.Kind {
 	case detector.Opened:
 		b.opened++
-		s.snapshot(b)
+		l.snapshot(b)
 	case detector.Accepted:
 		b.accepted++
 	}
@@ -106,84 +180,93 @@ func (s *series) event(t time.Time, m Moment, ev *detector.Event, count int, ful
 	}
 	if kept && ev.Kind != detector.Closed {
 		b.kept++
+		l.kept++
 	}
 }
 
-// pass lets time go by, while the server is full or not.
-func (s *series) pass(from, to time.Time, full bool) {
-	if s.start.IsZero() {
+func (l *timeline) pass(from, to time.Time, full bool) {
+	if l.start.IsZero() {
 		return
 	}
-	s.at(to)
+	l.at(to)
 	if !full {
 		return
 	}
-	for i := s.index(from); i < len(s.buckets); i++ {
-		begin := s.start.Add(time.Duration(i) * s.width)
-		end := begin.Add(s.width)
+	l.full += to.Sub(from)
+	for i := l.index(from); i < len(l.buckets); i++ {
+		begin := l.start.Add(time.Duration(i) * l.width)
+		end := begin.Add(l.width)
 		if begin.Before(from) {
 			begin = from
 		}
 		if end.After(to) {
 			end = to
 		}
-		s.buckets[i].full += max(0, end.Sub(begin))
+		l.buckets[i].full += max(0, end.Sub(begin))
 	}
 }
 
-func (s *series) index(t time.Time) int { return int(max(0, t.Sub(s.start)) / s.width) }
+func (l *timeline) index(t time.Time) int { return int(max(0, t.Sub(l.start)) / l.width) }
+
+// end is when the last bucket ends.
+func (l *timeline) end() time.Time { return l.start.Add(time.Duration(len(l.buckets)) * l.width) }
 
 // at returns the bucket of t, which is the last one, and fills those before it
 // with what stayed as it was.
-func (s *series) at(t time.Time) *bucket {
-	if s.start.IsZero() {
-		s.start = t.Truncate(time.Second)
+func (l *timeline) at(t time.Time) *bucket {
+	if l.start.IsZero() {
+		l.start = t.Truncate(time.Second)
 	}
-	for s.index(t) >= maxBuckets {
-		s.halve()
+	for l.index(t) >= maxBuckets {
+		l.halve()
 	}
-	i := s.index(t)
-	if len(s.buckets) <= i {
-		next := bucket{min: s.count, max: s.count, plan: s.lastPlan}
-		s.snapshot(&next)
-		for len(s.buckets) <= i {
-			s.buckets = append(s.buckets, next)
+	i := l.index(t)
+	if len(l.buckets) <= i {
+		next := bucket{min: l.count, max: l.count, plan: l.plan}
+		l.snapshot(&next)
+		// As it is now it was at the end of the last one, which has left out
+		// the last few of those that came.
+		if n := len(l.buckets); n > 0 && next.held > l.buckets[n-1].held {
+			l.buckets[n-1].held, l.buckets[n-1].shares = next.held, next.shares
+		}
+		for len(l.buckets) <= i {
+			l.buckets = append(l.buckets, next)
 		}
 	}
-	return &s.buckets[len(s.buckets)-1]
+	return &l.buckets[len(l.buckets)-1]
 }
 
-func (s *series) halve() {
+func (l *timeline) halve() {
 	n := 0
-	for i := 0; i < len(s.buckets); i += 2 {
-		b := s.buckets[i]
-		if i+1 < len(s.buckets) {
-			b.merge(&s.buckets[i+1])
+	for i := 0; i < len(l.buckets); i += 2 {
+		b := l.buckets[i]
+		if i+1 < len(l.buckets) {
+			b.merge(&l.buckets[i+1])
 		}
-		s.buckets[n] = b
+		l.buckets[n] = b
 		n++
 	}
-	clear(s.buckets[n:])
-	s.buckets = s.buckets[:n]
-	s.width *= 2
+	clear(l.buckets[n:])
+	l.buckets = l.buckets[:n]
+	l.width *= 2
 }
 
 // snapshot notes who holds slots, if that is clearly more than what b has: a
 // look costs as much as there are holders.
-func (s *series) snapshot(b *bucket) {
-	held := s.who.Held()
+func (l *timeline) snapshot(b *bucket) {
+	held := l.who.Held()
 	if held == 0 || held <= b.held+b.held/16 {
 		return
 	}
 	by := make(map[netip.Addr]int)
 	n := 0
-	for h := range s.who.Holders() {
+	for h := range l.who.Holders() {
 		by[h.Addr]++
 		if n++; n >= maxHolders {
 			break
 		}
 	}
-	capacity, _ := s.who.Capacity()
+	capacity, _ := l.who.Capacity()
 	alone := max(3, capacity/50)
 	near := make(map[netip.Prefix]int)
 	for a, n := range by {
@@ -221,12 +304,15 @@ func sorted(m map[netip.Prefix]int) []share {
 
 func (s *series) block(t time.Time, m Moment, b *store.Block) {
 	n := s.say(verdict{at: b.Since, who: b.Prefix, text: b.Reason, until: b.Until, again: b.Offence}, b.Verdict)
-	in := s.at(t)
-	s.lastPlan = m.Held
-	if in.blocks == 0 {
-		in.verdict = n
+	s.now.hot, s.now.hotEnd = true, t
+	for _, l := range []*timeline{s.whole, s.now} {
+		in := l.at(t)
+		l.plan = m.Held
+		if in.blocks == 0 {
+			in.verdict = n
+		}
+		in.blocks++
 	}
-	in.blocks++
 }
 
 func (s *series) spare(v *detector.Verdict, reason string) {
