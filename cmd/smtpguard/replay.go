@@ -165,6 +165,9 @@ func (e *env) replay(c *cli.Context) error {
 	if page.path != "" {
 		werr := page.write(sum)
 		err = errors.Join(err, werr)
+		if page.nameless != nil {
+			fmt.Fprintln(e.stderr, "the page names no networks:", page.nameless)
+		}
 		if werr == nil && !asJSON {
 			fmt.Fprintln(out, "\n"+wrap("page: "+page.path+" (only you can read it: addresses are personal data)", 0))
 		}

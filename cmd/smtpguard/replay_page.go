@@ -29,6 +29,7 @@ type page struct {
 	path     string              // of the page, "" if none is wanted
 	policy   *policy.Policy
 	names    []string // of the logs
+	nameless error    // why networks have no names in the page
 }
 
 // newPage makes r tell an incident, unless only a program listens.
@@ -66,7 +67,7 @@ func (p *page) write(sum replaySummary) error {
 		o.AS = func(a netip.Addr) string {
 			name, err := names.Name(a)
 			if err != nil {
-				return "" // an address that nobody announces, or a damaged file: the page does without
+				p.nameless = err
 			}
 			return name
 		}
@@ -120,7 +121,8 @@ func pageSettings(p *policy.Policy, sum replaySummary) []incident.Setting {
 func percent(x float64) string { return strconv.FormatFloat(100*x, 'f', -1, 64) + " %" }
 
 // replaceable says why path cannot become a page: it is a page already, or
-// there is nothing. Anything else, the log above all, is nobody's to overwrite.
+// there is nothing. Anything else, the log above all, is nobody's to overwrite,
+// nor is an empty file: it may be the log that was begun a moment ago.
 func replaceable(path string) error {
 	fi, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -141,9 +143,6 @@ func replaceable(path string) error {
 	}
 	if !fi.Mode().IsRegular() {
 		return refuse("is not a file")
-	}
-	if fi.Size() == 0 {
-		return nil
 	}
 	f, err := os.Open(path)
 	if err != nil {

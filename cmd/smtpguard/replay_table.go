@@ -27,7 +27,7 @@ func watch(r *guard.Replay, c *incident.Collector) {
 		capacity, _ := r.Detector.Capacity()
 		return incident.Moment{Time: r.Detector.Now(), Capacity: capacity, Held: r.Detector.Held()}
 	}
-	r.OnEvent = func(ev *detector.Event, by *store.Block) { c.Event(moment(), ev, by) }
+	r.OnEvent = func(ev *detector.Event, by *store.Block) { c.Event(moment, ev, by) }
 	block, spare := r.OnBlock, r.OnSpare
 	r.OnBlock = func(b store.Block) {
 		c.Block(moment(), &b)
