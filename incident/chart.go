@@ -261,7 +261,7 @@ func percentage(x, whole float64) string {
 
 func (c *Collector) drawSlots(s *timeline, top []*source, as func(netip.Prefix) string, o PageOptions) *slotsChart {
 	n := len(s.buckets)
-	ch := &slotsChart{N: n, Height: slotsHeight, Slots: c.capacity, UnknownWho: len(top) == 0}
+	ch := &slotsChart{N: n, Height: slotsHeight, Slots: c.capacity, UnknownWho: s.who.Stats().Opened == 0}
 	highest := c.capacity
 	for i := range s.buckets {
 		b := &s.buckets[i]
@@ -315,7 +315,11 @@ func (c *Collector) drawSlots(s *timeline, top []*source, as func(netip.Prefix) 
 		ch.Legend = append(ch.Legend, l)
 	}
 	ch.Areas = append(ch.Areas, area{"others", stepPath(rest, y)})
-	ch.Legend = append(ch.Legend, legend{Class: "others", Who: "all others"})
+	others := "all others"
+	if ch.UnknownWho {
+		others = "taken"
+	}
+	ch.Legend = append(ch.Legend, legend{Class: "others", Who: others})
 
 	ch.Fine = n <= 240
 	// Within a wide bucket the flood and its end are one, and nothing is to be

@@ -267,7 +267,10 @@ func (l *timeline) snapshot(b *bucket) {
 		}
 	}
 	capacity, _ := l.who.Capacity()
-	alone := max(3, capacity/50)
+	alone := max(3, capacity/50) // those with fewer slots are told as a network
+	if len(by) <= maxShares {
+		alone = 1
+	}
 	near := make(map[netip.Prefix]int)
 	for a, n := range by {
 		p := netip.PrefixFrom(a, a.BitLen())
