@@ -81,7 +81,7 @@ func TestTableWidth(t *testing.T) {
 			c.Block(m, &store.Block{Prefix: v.Source, Verdict: v, Reason: v.Sentence(), Since: first, Until: first.Add(7 * 24 * time.Hour)})
 		}
 		b := &store.Block{Prefix: v.Source}
-		for range 123_456 {
+		for range 123_456 / (1 + 100*min(i, 1)) { // the first one has a large number
 			c.Event(func() incident.Moment { return m }, &detector.Event{Kind: detector.Opened, Source: v.Source.Addr()}, b)
 		}
 	}
