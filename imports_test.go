@@ -21,6 +21,7 @@ func TestImports(t *testing.T) {
 		"store":         "detector tail",                               // what it keeps
 		"guard":         "detector firewall policy sockets store tail", // decides; never parses a log line itself
 		"abuse":         "detector",                                    // tells of verdicts; knows no store, no policy, no guard
+		"incident":      "detector store",                              // what a replay tells: no clock, no file, no policy
 		"control":       "abuse guard store",                           // the answers are guard's and abuse's own types
 		"metrics":       "abuse guard hook",                            // the numbers are theirs; asks the guard nothing
 		"hook":          "",                                            // tells of events; knows not who makes them

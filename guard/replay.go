@@ -18,6 +18,10 @@ type Replay struct {
 	// OnBlock and OnSpare are called in the order of the events; nil: not.
 	OnBlock func(store.Block)
 	OnSpare func(v detector.Verdict, reason string)
+	// OnEvent is called with every event as it came, when it has been
+	// observed, and with the block that is in force against its source, if it
+	// is a connection opened, closed or refused; nil: not, and nothing is lost.
+	OnEvent func(ev *detector.Event, by *store.Block)
 
 	gate      gate
 	forget    time.Duration
@@ -63,6 +67,21 @@ func (r *Replay) Sources() int { return r.sources.count() }
 
 // Observe takes the next event. It may change ev.
 func (r *Replay) Observe(ev *detector.Event) {
+	if r.OnEvent == nil {
+		r.observe(ev)
+		return
+	}
+	kind := ev.Kind
+	by := r.observe(ev)
+	ev.Kind = kind
+	if kind == detector.Closed && r.blocks.len() > 0 {
+		by, _ = r.blocks.realAddr(ev.Source)
+	}
+	r.OnEvent(ev, by)
+}
+
+// observe takes the next event and returns the block that kept it away.
+func (r *Replay) observe(ev *detector.Event) (by *store.Block) {
 	if ev.Kind == detector.Opened || ev.Kind == detector.Refused {
 		r.sources.add(ev.Source)
 	}
@@ -73,7 +92,8 @@ func (r *Replay) Observe(ev *detector.Event) {
 		}
 		switch ev.Kind {
 		case detector.Opened, detector.Refused:
-			if _, ok := r.blocks.realAddr(ev.Source); ok {
+			if b, ok := r.blocks.realAddr(ev.Source); ok {
+				by = b
 				r.prevented++
 				ev.Kind = detector.Tick
 			}
@@ -82,6 +102,7 @@ func (r *Replay) Observe(ev *detector.Event) {
 	for _, v := range r.Detector.Observe(ev) {
 		r.decide(v)
 	}
+	return by
 }
 
 func (r *Replay) rearm() {

@@ -13,7 +13,6 @@ import (
 	"os"
 	"slices"
 	"sync/atomic"
-	"text/tabwriter"
 	"time"
 
 	"github.com/klauspost/compress/gzip"
@@ -25,6 +24,7 @@ import (
 	"github.com/smtpguard/smtpguard/detector"
 	"github.com/smtpguard/smtpguard/detector/exim"
 	"github.com/smtpguard/smtpguard/guard"
+	"github.com/smtpguard/smtpguard/incident"
 	"github.com/smtpguard/smtpguard/policy"
 	"github.com/smtpguard/smtpguard/store"
 )
@@ -38,6 +38,7 @@ func (e *env) replayCommand() *cli.Command {
 			&cli.BoolFlag{Name: "learn", Usage: "remember the senders of accepted mail as known good, in the daemon or its store"},
 			&cli.StringFlag{Name: "zone", Usage: "time zone `NAME` of lines that state none (default: as the policy says)"},
 			&cli.StringFlag{Name: "reports", Usage: "draft the abuse reports as files in `DIR`; nothing is sent, nobody is asked"},
+			&cli.StringFlag{Name: "html", Usage: "write the incident as one page with pictures to `FILE`, for you alone to read"},
 		},
 		Action: e.replay,
 	}
@@ -104,12 +105,11 @@ func (e *env) replay(c *cli.Context) error {
 	out := bufio.NewWriter(e.stdout)
 	defer out.Flush()
 	asJSON := c.Bool("json")
-	var blocks []store.Block
-	var spares []replaySpare
+	var said []string // what was decided, in the order of the log
 	line := &env{stdout: out}
 	r.OnBlock = func(b store.Block) {
 		if !asJSON {
-			blocks = append(blocks, b)
+			said = append(said, decision(b.Since, b.Reason))
 			return
 		}
 		v := b.Verdict
@@ -119,7 +119,7 @@ func (e *env) replay(c *cli.Context) error {
 	r.OnSpare = func(v detector.Verdict, reason string) {
 		s := replaySpare{"spare", v.Time.UTC(), v.Source.String(), v.Rule, round(v.Score), reason, v.KnownGood}
 		if !asJSON {
-			spares = append(spares, s)
+			said = append(said, decision(v.Time, fmt.Sprintf("spared (%s): %s", reason, v.Sentence())))
 			return
 		}
 		_ = line.json(s)
@@ -134,6 +134,10 @@ func (e *env) replay(c *cli.Context) error {
 			told(b)
 			reports.take(b)
 		}
+	}
+	page, err := e.newPage(c, r, asJSON)
+	if err != nil {
+		return err
 	}
 	sum := replaySummary{Type: "summary"}
 	bar := newProgress(e.stderr, files)
@@ -156,7 +160,17 @@ func (e *env) replay(c *cli.Context) error {
 	if asJSON {
 		err = line.json(sum)
 	} else {
-		showReplay(out, blocks, spares, sum)
+		showReplay(out, said, page.incident, sum)
+	}
+	if page.path != "" {
+		werr := page.write(sum)
+		err = errors.Join(err, werr)
+		if page.nameless != nil {
+			fmt.Fprintln(e.stderr, "the page names no networks:", page.nameless)
+		}
+		if werr == nil && !asJSON {
+			fmt.Fprintln(out, "\n"+wrap("page: "+page.path+" (only you can read it: addresses are personal data)", 0))
+		}
 	}
 	if reports != nil {
 		said, rerr := reports.finish(c, sum.Last)
@@ -397,24 +411,22 @@ func (p *progress) show(lines uint64, end bool) {
 	fmt.Fprint(p.out, "\r\x1b[K"+text)
 }
 
-func showReplay(out io.Writer, blocks []store.Block, spares []replaySpare, s replaySummary) {
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	if len(blocks) > 0 {
-		fmt.Fprintln(w, "TIME\tBLOCK\tFOR\tRULE\tWHY")
-		for _, b := range blocks {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", clock(b.Since), b.Prefix, policy.FormatDuration(b.Until.Sub(b.Since)), b.Verdict.Rule, b.Reason)
-		}
-		w.Flush()
+// decision is the line that tells one.
+func decision(t time.Time, text string) string {
+	at := clock(t) + "  "
+	return at + wrap(text, len(at))
+}
+
+func showReplay(out io.Writer, said []string, c *incident.Collector, s replaySummary) {
+	for _, line := range said {
+		fmt.Fprintln(out, line)
+	}
+	if len(said) > 0 {
 		fmt.Fprintln(out)
 	}
-	for _, sp := range spares {
-		fmt.Fprintf(out, "spared  %s  %s: %s\n", clock(sp.Time), sp.Prefix, sp.Reason)
-	}
-	if len(spares) > 0 {
-		fmt.Fprintln(out)
-	}
+	const indent = len("connections  ")
 	row := func(name, format string, args ...any) {
-		fmt.Fprintf(w, "%s\t"+format+"\n", append([]any{name}, args...)...)
+		fmt.Fprintf(out, "%-*s%s\n", indent, name, wrap(fmt.Sprintf(format, args...), indent))
 	}
 	if s.First.IsZero() {
 		row("time", "no line with a time was found")
@@ -422,11 +434,17 @@ func showReplay(out io.Writer, blocks []store.Block, spares []replaySpare, s rep
 		row("time", "%s to %s", clock(s.First), clock(s.Last))
 	}
 	row("lines", "%d, %d of them events, %d not Exim's", s.Lines, s.Events, s.Unparsed)
-	row("connections", "%d opened by %d sources, %d closed, %d refused; %d messages accepted", s.Opened, s.Sources, s.Closed, s.Refused, s.Accepted)
-	row("slots", "at most %d of %d taken (%s), saturated for %s", s.PeakCount, s.Capacity, s.CapacityFrom, span(time.Duration(s.SaturatedSeconds*float64(time.Second))))
-	row("blocks", "%d, which would have kept away %s; %d spared", s.Blocks, count(int(s.Prevented), "connection", "connections"), s.Spared)
-	w.Flush()
+	opened, refused, accepted := c.Seen()
+	row("connections", "%d opened, %d refused, of %s; %s accepted", opened, refused,
+		count(s.Sources, "source", "sources"), count(int(accepted), "message", "messages"))
+	row("slots", "%d (%s); full from %d taken on", s.Capacity, s.CapacityFrom, c.FullFrom())
+	fmt.Fprintln(out)
+	showRows(out, c, s.First, s.Last)
+	if len(c.Rows()) > 0 {
+		fmt.Fprintln(out)
+	}
+	fmt.Fprintln(out, wrap(c.Sentence(), 0))
 	if s.Opened == 0 && s.Lines > 0 {
-		fmt.Fprintln(out, "\nThe log has no connection lines: add +smtp_connection +incoming_port to Exim's log_selector. The daemon sees connections in the kernel all the same.")
+		fmt.Fprintln(out, "\n"+wrap("The log has no connection lines: add +smtp_connection +incoming_port to Exim's log_selector. The daemon sees connections in the kernel all the same.", 0))
 	}
 }
