@@ -48,7 +48,7 @@ func (e *env) newPage(c *cli.Context, r *guard.Replay, asJSON bool) (*page, erro
 		}
 	}
 	if pg.incident, err = newCollector(pg.policy, c.Int("capacity"), pg.path != ""); err == nil {
-		watch(r, pg.incident)
+		tellIncident(r, pg.incident)
 	}
 	return pg, err
 }

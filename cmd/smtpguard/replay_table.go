@@ -21,8 +21,8 @@ const (
 	tableRows = 20
 )
 
-// watch has the replay tell c what happens.
-func watch(r *guard.Replay, c *incident.Collector) {
+// tellIncident has the replay tell c what happens.
+func tellIncident(r *guard.Replay, c *incident.Collector) {
 	moment := func() incident.Moment {
 		capacity, _ := r.Detector.Capacity()
 		return incident.Moment{Time: r.Detector.Now(), Capacity: capacity, Held: r.Detector.Held()}

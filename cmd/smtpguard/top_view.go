@@ -295,9 +295,9 @@ func standing(s guard.Source) string {
 func (m *top) foot(w int) []string {
 	switch {
 	case m.ask != nil:
-		return append(wrap(m.ask.text, w), styleTitle.Render("y: yes   any other key: no"))
+		return append(screenLines(m.ask.text, w), styleTitle.Render("y: yes   any other key: no"))
 	case m.note != "":
-		return wrap(clean(m.note), w)
+		return screenLines(clean(m.note), w)
 	}
 	keys := "b block  u unblock  a allow  e explain  Tab list  ? help  q quit"
 	return []string{styleFaint.Render(keys)}
@@ -307,7 +307,7 @@ func (m *top) foot(w int) []string {
 func (m *top) page(w, h int) []string {
 	var all []string
 	for _, l := range m.text {
-		all = append(all, wrap(clean(l), w)...)
+		all = append(all, screenLines(clean(l), w)...)
 	}
 	show := h - 2
 	m.scroll = max(0, min(m.scroll, len(all)-show))
@@ -323,8 +323,8 @@ func (m *top) page(w, h int) []string {
 	return append(lines, styleFaint.Render(foot))
 }
 
-// wrap breaks a text into lines of at most w columns.
-func wrap(text string, w int) []string { return strings.Split(ansi.Wrap(text, w, ""), "\n") }
+// screenLines breaks a text into lines of at most w columns.
+func screenLines(text string, w int) []string { return strings.Split(ansi.Wrap(text, w, ""), "\n") }
 
 // ends puts left and right at the ends of a line.
 func ends(left, right string, w int) string {
