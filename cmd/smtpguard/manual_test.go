@@ -93,7 +93,7 @@ func readManual(path string) (list []manualCommand, err error) {
 			continue
 		}
 		if !indented {
-			if before = line; strings.HasPrefix(line, "<!--") && !notRun.MatchString(line) && !exits.MatchString(line) {
+			if before = line; regexp.MustCompile(`^<!-- *(not run|exits)`).MatchString(line) && !notRun.MatchString(line) && !exits.MatchString(line) {
 				return nil, fmt.Errorf("%s:%d: what does this comment mean?", path, i+1)
 			}
 			continue
