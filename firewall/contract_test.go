@@ -303,22 +303,53 @@ func TestContractManyAtOnce(t *testing.T) {
 func TestContractFull(t *testing.T) {
 	onEach(t, func(t *testing.T, b backend) {
 		fw, _ := b.open(t, Options{MaxEntries: 3})
-		do(t, fw, "ensure\nset 192.0.2.1/32 10m, 192.0.2.0/24 10m\nset 192.0.2.2/32 1s")
-		over := Batch{Set: []Entry{
-			{netip.MustParsePrefix("192.0.2.3/32"), time.Now().Add(time.Hour)},
-			{netip.MustParsePrefix("192.0.2.4/32"), time.Now().Add(time.Hour)},
+		do(t, fw, "ensure")
+		// What does not fit is named; the widest are in force, then the longest.
+		wants := Batch{Set: []Entry{
+			{netip.MustParsePrefix("198.51.100.1/32"), time.Now().Add(10 * time.Minute)},
+			{netip.MustParsePrefix("198.51.100.2/32"), time.Now().Add(20 * time.Minute)},
+			{netip.MustParsePrefix("198.51.0.0/16"), time.Now().Add(time.Minute)},
+			{netip.MustParsePrefix("198.51.100.3/32"), time.Now().Add(15 * time.Minute)},
+			{netip.MustParsePrefix("2001:db8::/56"), time.Now().Add(time.Minute)},
 		}}
-		res, err := fw.Apply(t.Context(), over)
-		if !errors.Is(err, ErrFull) || len(res.Failed) != 2 || !errors.Is(res.Failed[0].Err, ErrFull) {
-			t.Fatalf("%v, %v", res, err)
+		const fits = "198.51.0.0/16 1m\n198.51.100.2/32 20m\n2001:db8::/56 1m"
+		left := func(failed []Failure, err error) {
+			t.Helper()
+			var got []string
+			for _, f := range failed {
+				got = append(got, f.Prefix.String())
+				if !errors.Is(f.Err, ErrFull) {
+					t.Errorf("%v: %v", f.Prefix, f.Err)
+				}
+			}
+			slices.Sort(got)
+			if !errors.Is(err, ErrFull) || !slices.Equal(got, []string{"198.51.100.1/32", "198.51.100.3/32"}) {
+				t.Fatalf("left out: %v, %v", got, err)
+			}
 		}
-		if err := fw.Replace(t.Context(), many(4)); !errors.Is(err, ErrFull) {
+		var part *PartialError
+		if err := fw.Replace(t.Context(), wants.Set); !errors.As(err, &part) {
 			t.Fatal(err)
+		}
+		left(part.Failed, part)
+		expect(t, fw, fits)
+		do(t, fw, "replace")
+		wants.Unset = []netip.Prefix{netip.MustParsePrefix("203.0.113.1/32")}
+		do(t, fw, "set 203.0.113.1/32 10m")
+		over, err := fw.Apply(t.Context(), wants)
+		left(over.Failed, err)
+		expect(t, fw, fits)
+
+		do(t, fw, "replace\nset 192.0.2.1/32 10m, 192.0.2.0/24 10m\nset 192.0.2.2/32 1s")
+		late := Batch{Set: []Entry{{netip.MustParsePrefix("192.0.2.4/32"), time.Now().Add(time.Hour)}}}
+		res, err := fw.Apply(t.Context(), late)
+		if !errors.Is(err, ErrFull) || len(res.Failed) != 1 || !errors.Is(res.Failed[0].Err, ErrFull) {
+			t.Fatalf("%v, %v", res, err)
 		}
 		do(t, fw, "set 192.0.2.1/32 20m, 192.0.2.0/24 20m") // present: takes no room
 		do(t, fw, "unset 192.0.2.0/24\nset 192.0.2.3/32 10m")
 		for end := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) { // until the short one is gone
-			res, err := fw.Apply(t.Context(), Batch{Set: over.Set[1:]})
+			res, err := fw.Apply(t.Context(), late)
 			if err == nil {
 				break
 			}

@@ -59,6 +59,18 @@ func (x *xt) applyRules(ctx context.Context, p plan, now time.Time) (Result, err
 		i := familyIndex(pfx.Addr().Is6())
 		touched[i] = append(touched[i], pfx)
 	}
+	for _, entries := range have {
+		maps.DeleteFunc(entries, func(_ netip.Prefix, e xtEntry) bool { return e.until <= now.Unix() })
+	}
+	for _, pfx := range p.unset {
+		delete(have[familyIndex(pfx.Addr().Is6())], pfx)
+	}
+	p, res, full := p.fit(x.book.max-len(have[0])-len(have[1]), func(pfx netip.Prefix) bool {
+		_, ok := have[familyIndex(pfx.Addr().Is6())][pfx]
+		return ok
+	}, func(over int) error {
+		return fmt.Errorf("%d entries would be in force, %d are allowed: %w", x.book.max+over, x.book.max, ErrFull)
+	})
 	for _, e := range p.set {
 		i := familyIndex(e.Prefix.Addr().Is6())
 		if have[i] == nil {
@@ -67,18 +79,6 @@ func (x *xt) applyRules(ctx context.Context, p plan, now time.Time) (Result, err
 		}
 		was := have[i][e.Prefix]
 		have[i][e.Prefix] = xtEntry{untilSeconds(e.Until), was.packets, was.bytes}
-	}
-	for _, pfx := range p.unset {
-		delete(have[familyIndex(pfx.Addr().Is6())], pfx)
-	}
-	count := 0
-	for _, entries := range have {
-		maps.DeleteFunc(entries, func(_ netip.Prefix, e xtEntry) bool { return e.until <= now.Unix() })
-		count += len(entries)
-	}
-	if count > x.book.max {
-		err := fmt.Errorf("%d entries would be in force, %d are allowed: %w", count, x.book.max, ErrFull)
-		return failAll(all, err), err
 	}
 	for i, v6 := range []bool{false, true} {
 		f := x.family(v6)
@@ -94,7 +94,7 @@ func (x *xt) applyRules(ctx context.Context, p plan, now time.Time) (Result, err
 		}
 		x.noteRules(v6, have[i])
 	}
-	return Result{}, nil
+	return res, full
 }
 
 // writeRules replaces the content of our chain and reads what became of it.

@@ -360,8 +360,8 @@ func TestIPTablesOtherVariant(t *testing.T) {
 				t.Parallel()
 				ns := newNetNS(t)
 				old := newXtIn(t, ns, from, noSets, Options{})
-				if strings.Contains(old.why, "warning") {
-					t.Errorf("why: %s", old.why)
+				if strings.Contains(old.reason(), "warning") {
+					t.Errorf("why: %s", old.reason())
 				}
 				do(t, old, "ensure\nset 192.0.2.1/32 10m")
 				to := xtLegacy
@@ -369,8 +369,8 @@ func TestIPTablesOtherVariant(t *testing.T) {
 					to = xtNFT
 				}
 				fw := newXtIn(t, ns, to, noSets, Options{})
-				if want := "warning: " + old.families[0].String() + " holds "; !strings.Contains(fw.why, want) {
-					t.Errorf("%q is not in why: %s", want, fw.why)
+				if want := "warning: " + old.families[0].String() + " holds "; !strings.Contains(fw.reason(), want) {
+					t.Errorf("%q is not in why: %s", want, fw.reason())
 				}
 				do(t, fw, "ensure\nset 192.0.2.2/32 10m")
 				if err := fw.Close(t.Context(), true); err != nil {

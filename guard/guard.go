@@ -594,9 +594,12 @@ func (g *Guard) renewFilter(ctx context.Context) error {
 		return nil
 	}
 	now := time.Now()
+	var filled error
 	fw, err := g.o.OpenFirewall(ctx, allow, entries)
 	if err == nil {
-		if err = fw.Replace(ctx, g.wanted(now)); err != nil {
+		var part *firewall.PartialError
+		if filled = fw.Replace(ctx, g.wanted(now)); filled != nil && !errors.As(filled, &part) {
+			err = filled
 			_ = fw.Close(ctx, false)
 		}
 	}
@@ -614,7 +617,7 @@ func (g *Guard) renewFilter(ctx context.Context) error {
 		g.unwatch() // the new one is watched instead
 	}
 	g.fwMu.Unlock()
-	g.drift.clear()
+	_ = g.refilled(filled, now) // told there
 	if err := old.Close(ctx, false); err != nil {
 		g.fault("closing the packet filter", err)
 	}
