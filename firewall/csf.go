@@ -63,6 +63,7 @@ type csf struct {
 	// in tests of its files alone.
 	kernel *csfKernel
 
+	comment string // of our bans; csfComment is how it begins
 	command string // full path; empty: not probed
 	conf    csfConf
 	lfd     bool      // ends temporary bans
@@ -92,7 +93,7 @@ func NewCSF(o Options) (Firewall, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.kernel = &csfKernel{netNS: o.NetNS}
+	c.kernel = &csfKernel{netNS: o.NetNS, usual: csfConfDefault.commands}
 	return c, nil
 }
 
@@ -109,7 +110,7 @@ func newCSF(o Options, paths csfPaths, interval time.Duration) (*csf, error) {
 		texts = append(texts, strconv.Itoa(int(p)))
 	}
 	return &csf{
-		o: o, paths: paths, ports: strings.Join(texts, ","), interval: interval, budget: csfBudget,
+		o: o, paths: paths, comment: csfComment, ports: strings.Join(texts, ","), interval: interval, budget: csfBudget,
 		book: newBook(o), held: make(map[netip.Prefix]time.Time), debts: debtsIn(o.State),
 	}, nil
 }
@@ -286,10 +287,10 @@ func (c *csf) Replace(ctx context.Context, entries []Entry) error {
 		}
 	}
 	res, err := c.change(ctx, p)
-	c.book.replace(slices.DeleteFunc(p.set, func(e Entry) bool { return !c.book.has(e.Prefix) }))
 	if errors.Is(err, ErrUnavailable) || errors.Is(err, ErrUnknown) || errors.Is(err, ErrGone) || ctx.Err() != nil {
 		return err
 	}
+	c.book.replace(slices.DeleteFunc(p.set, func(e Entry) bool { return !c.book.has(e.Prefix) }))
 	return partial(res, err)
 }
 
@@ -434,7 +435,7 @@ func (c *csf) set(ctx context.Context, e Entry) error {
 		return err
 	}
 	ttl := max(csfMinTTL, int64((time.Until(e.Until)+time.Second-1)/time.Second))
-	said, callErr := c.deny(ctx, e.Prefix, ttl, c.ports, "in", csfComment)
+	said, callErr := c.deny(ctx, e.Prefix, ttl, c.ports, "in", c.comment)
 	if inTheWay {
 		callErr = errors.Join(callErr, c.settle(ctx))
 	}

@@ -16,6 +16,7 @@ const csfChain = "DENYIN"
 // csfKernel looks at the rules that CSF made.
 type csfKernel struct {
 	netNS int
+	usual [2]string // commands to take where those of csf.conf are not there
 	// commands are those of csf.conf when they were found, for IPv4 and IPv6.
 	commands [2]*xtables
 	asked    [2]string
@@ -54,7 +55,7 @@ func (k *csfKernel) list(ctx context.Context, i int, conf csfConf, timeout time.
 	if k.commands[i] == nil || k.asked[i] != command {
 		x, err := findXtables(ctx, command, i == 1, k.netNS, timeout)
 		if errors.Is(err, ErrUnavailable) && strings.Contains(command, "/") { // the usual one, then
-			x, err = findXtables(ctx, csfConfDefault.commands[i], i == 1, k.netNS, timeout)
+			x, err = findXtables(ctx, k.usual[i], i == 1, k.netNS, timeout)
 		}
 		if err != nil {
 			return nil, err

@@ -209,17 +209,6 @@ func TestCSF(t *testing.T) {
 					t.Errorf("%v, failed %v", err, res.Failed)
 				}
 			}
-			round := regexp.MustCompile(`\|(\d+)\|`)
-			near := func(s string) string { // 593 and 600 are the same
-				return round.ReplaceAllStringFunc(s, func(m string) string {
-					var n int
-					fmt.Sscanf(m, "|%d|", &n)
-					if n > 60 {
-						n = (n + 20) / 60 * 60
-					}
-					return fmt.Sprintf("|%d|", n)
-				})
-			}
 			got := regexp.MustCompile(`(?m)^\d{10}\|`).ReplaceAllString(near(r.read(t, "var/lib/csf/csf.tempban")), "AGO|")
 			if got != tc.want {
 				t.Errorf("csf.tempban:\n%swant\n%s", got, tc.want)
@@ -233,6 +222,18 @@ func TestCSF(t *testing.T) {
 			}
 		})
 	}
+}
+
+// near rounds the times to live in csf.tempban: 593 and 600 are the same.
+func near(s string) string {
+	return regexp.MustCompile(`\|(\d+)\|`).ReplaceAllStringFunc(s, func(m string) string {
+		var n int
+		fmt.Sscanf(m, "|%d|", &n)
+		if n > 60 {
+			n = (n + 20) / 60 * 60
+		}
+		return fmt.Sprintf("|%d|", n)
+	})
 }
 
 // TestCSFHeld: what others block counts as in force as long as it stands.

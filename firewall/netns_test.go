@@ -29,6 +29,9 @@ func TestMain(m *testing.M) {
 	if root := os.Getenv(fakeCSFRoot); root != "" {
 		os.Exit(fakeCSF(root, os.Args[1:]))
 	}
+	if root := os.Getenv(killMe); root != "" {
+		toBeKilled(root)
+	}
 	// They wait for packets that do not come more than they work.
 	if err := flag.Set("test.parallel", "8"); err != nil {
 		panic(err)

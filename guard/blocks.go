@@ -13,10 +13,11 @@ import (
 // to "is this covered?". The store has the truth; this mirrors it.
 type blocks struct {
 	table bart.Table[*store.Block]
+	edits uint64 // steps with every change
 }
 
-func (b *blocks) put(blk store.Block)                        { b.table.Insert(blk.Prefix, &blk) }
-func (b *blocks) remove(p netip.Prefix)                      { b.table.Delete(p) }
+func (b *blocks) put(blk store.Block)                        { b.table.Insert(blk.Prefix, &blk); b.edits++ }
+func (b *blocks) remove(p netip.Prefix)                      { b.table.Delete(p); b.edits++ }
 func (b *blocks) get(p netip.Prefix) (*store.Block, bool)    { return b.table.Get(p) }
 func (b *blocks) covers(p netip.Prefix) (*store.Block, bool) { return b.table.LookupPrefix(p) }
 
@@ -68,7 +69,7 @@ func (b *blocks) expire(t time.Time) []store.Block {
 		}
 	}
 	for _, blk := range out {
-		b.table.Delete(blk.Prefix)
+		b.remove(blk.Prefix)
 	}
 	return out
 }

@@ -62,6 +62,9 @@ type Options struct {
 	// configuration), else 0; CapacityFrom says where it comes from.
 	Capacity     int
 	CapacityFrom string
+	// Teller is told which blocks another backend than CSF has in force; nil:
+	// nobody is.
+	Teller Teller
 	// Self returns what must never be blocked on this machine; nil means
 	// the function Self.
 	Self func(context.Context) ([]Exempt, error)
@@ -110,6 +113,7 @@ type Guard struct {
 	errs    []Fault    // newest last, bounded
 	tampers chan string
 	goods   time.Time // when known good senders were last saved
+	telling telling
 }
 
 // input is what a log's goroutine hands to the deciding one: the events of
@@ -184,6 +188,7 @@ func New(ctx context.Context, o Options) (*Guard, error) {
 	} else {
 		return nil, errors.Join(fmt.Errorf("firewall %s: %w", g.fw.Name(), err), g.fw.Close(ctx, false))
 	}
+	g.telling.edits = g.blocks.edits
 	return g, nil
 }
 
@@ -199,7 +204,9 @@ func (g *Guard) unreadable(what string, err error) bool {
 
 // Close lets go of the packet filter. Blocks stay in force until their time
 // unless remove is set. The store is the caller's.
-func (g *Guard) Close(ctx context.Context, remove bool) error { return g.fw.Close(ctx, remove) }
+func (g *Guard) Close(ctx context.Context, remove bool) error {
+	return errors.Join(g.fw.Close(ctx, remove), g.lastWord(ctx, remove))
+}
 
 // Backend is the name of the packet filter in use.
 func (g *Guard) Backend() string { return g.fw.Name() }
@@ -306,6 +313,7 @@ func (g *Guard) Run(ctx context.Context) error {
 		})
 	}
 	wg.Go(func() { g.watch(ctx) })
+	g.startTelling(ctx, &wg)
 
 	g.notify("READY=1")
 
@@ -352,6 +360,7 @@ func (g *Guard) Run(ctx context.Context) error {
 				every(now, &due.sample, sampleEvery, func() { g.sample(ctx, now) })
 			}
 			g.passTime(ctx, now)
+			g.tell(now)
 			every(now, &due.sweep, sweepEvery, func() {
 				if g.sweep(ctx, now) {
 					g.tidy(&wg, "ending blocks in the store", func() error {

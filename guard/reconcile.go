@@ -278,6 +278,9 @@ func (g *Guard) checkStructure(ctx context.Context) {
 
 // tampered repairs what somebody else did to our rules and says who it was.
 func (g *Guard) tampered(ctx context.Context, by string) {
+	if g.drift.broken != nil && time.Now().Before(g.drift.retryAt) {
+		return // everything is put back then, and not before: he may be as fast as we are
+	}
 	changed := by == "" // found by looking: Ensure has mended the layout already
 	if !changed {
 		var err error
@@ -299,7 +302,7 @@ func (g *Guard) tampered(ctx context.Context, by string) {
 		g.drift.fights = g.drift.fights[1:]
 	}
 	if g.drift.fights = append(g.drift.fights, now); len(g.drift.fights) > fightsMost {
-		g.broke(fmt.Errorf("%s has changed our rules %d times within a minute", who, len(g.drift.fights)), now)
+		g.broke(fmt.Errorf("%s has changed our rules %d times within a minute, and undoes every repair: find and stop it (a cron job, another firewall program)", who, len(g.drift.fights)), now)
 		g.drift.backoff = 15 * time.Second
 		g.drift.retryAt = now.Add(g.drift.backoff)
 		return
@@ -382,7 +385,8 @@ func (g *Guard) checkContent(ctx context.Context) {
 		}
 	}
 	for p, until := range want {
-		if until.Sub(now) > time.Second { // about to run out: both sides let go of it now
+		_, known := g.drift.failed[p]               // tried again on a timer of its own
+		if !known && until.Sub(now) > time.Second { // about to run out: both sides let go of it now
 			b.Set = append(b.Set, firewall.Entry{Prefix: p, Until: until})
 		}
 	}

@@ -105,6 +105,9 @@ type FirewallStatus struct {
 	Repairs  uint64         `json:"repairs"`
 	Repaired time.Time      `json:"repaired,omitzero"`
 	By       string         `json:"repaired_after,omitempty"` // who had changed our rules
+	// CSF is what CSF was told where another backend blocks; nil where it is
+	// not installed.
+	CSF *firewall.CSFStatus `json:"csf,omitempty"`
 }
 
 // State says whether a block does what it says.
@@ -209,6 +212,7 @@ func (g *Guard) status(ctx context.Context) Status {
 		}
 	}
 	slices.SortFunc(s.Firewall.Missing, netip.Prefix.Compare)
+	s.Firewall.CSF = g.csfStatus()
 	s.Warnings = g.warnings(s)
 	for i := len(g.recent) - 1; i >= 0 && len(s.Decisions) < 10; i-- {
 		s.Decisions = append(s.Decisions, g.recent[i])
@@ -279,6 +283,14 @@ func (g *Guard) warnings(s Status) []string {
 	}
 	if !s.Firewall.Agrees {
 		w = append(w, "the packet filter does not hold what the store says: "+s.Firewall.Error)
+	}
+	if f, ok := g.fw.(firewall.Warner); ok && g.enforce {
+		for _, sentence := range f.Warnings() {
+			w = append(w, "firewall "+g.fw.Name()+": "+sentence)
+		}
+	}
+	if c := s.Firewall.CSF; c != nil && c.Error != "" {
+		w = append(w, "CSF is not told of every block, which are in force all the same: "+c.Error)
 	}
 	if n := len(g.unsaved); n > 0 {
 		w = append(w, fmt.Sprintf("%d blocks could not be written down (is the disk full?); they are in force for %s at most, and a restart forgets them", n, unsavedFor))
