@@ -582,3 +582,122 @@ func TestContractAllPorts(t *testing.T) {
 		c.Close()
 	})
 }
+
+// TestContractCounters: what an entry has stopped is not forgotten when the
+// table is made anew, by the next process or for another allowlist.
+func TestContractCounters(t *testing.T) {
+	onEach(t, func(t *testing.T, b backend) {
+		fw, ns := b.open(t, Options{})
+		if caps, err := fw.Probe(t.Context()); err != nil || !caps.Counters {
+			t.Log("it does not count", err)
+			return
+		}
+		do(t, fw, "ensure\nset 127.0.0.9/32 10m, 127.0.9.0/24 10m, 2001:db8::/64 10m")
+		for _, from := range []string{"127.0.0.9", "127.0.9.9"} {
+			if c, err := ns.dial(from, "127.0.0.1:25", 100*time.Millisecond); err == nil {
+				c.Close()
+				t.Fatal("connected")
+			}
+		}
+		check := func(fw Firewall, what string, want map[netip.Prefix]Installed) {
+			t.Helper()
+			got := list(t, fw)
+			for p, w := range want {
+				if g := got[p]; g.Packets < w.Packets || g.Bytes < w.Bytes || g.Packets > w.Packets+5 {
+					t.Errorf("%s: %v counted %d packets, %d bytes; before %d, %d", what, p, g.Packets, g.Bytes, w.Packets, w.Bytes)
+				}
+			}
+		}
+		before := list(t, fw)
+		for _, p := range []string{"127.0.0.9/32", "127.0.9.0/24"} {
+			if in := before[netip.MustParsePrefix(p)]; in.Packets == 0 || in.Bytes < 40*in.Packets {
+				t.Fatalf("%+v", in)
+			}
+		}
+		do(t, fw, "replace 127.0.0.9/32 20m, 127.0.9.0/24 10m, 192.0.2.1/32 10m")
+		check(fw, "replace", before)
+		next := b.in(t, ns, Options{Allow: []netip.Prefix{netip.MustParsePrefix("192.0.2.9/32")}})
+		do(t, next, "replace 127.0.0.9/32 20m, 127.0.9.0/24 10m")
+		check(next, "another allowlist", before)
+		if changed, err := next.Ensure(t.Context()); changed || err != nil {
+			t.Errorf("changed %v, %v", changed, err)
+		}
+		expect(t, next, "127.0.0.9/32 20m\n127.0.9.0/24 10m")
+	})
+}
+
+// TestContractNoGap: while our rules are made anew, for other settings, from
+// another version's, by the next process, no packet of a blocked source gets
+// through.
+func TestContractNoGap(t *testing.T) {
+	onEach(t, func(t *testing.T, b backend) {
+		if !b.real || b.bare {
+			t.Log("memory drops no packets, and what csf does is csf's")
+			return
+		}
+		fw, server := b.open(t, Options{})
+		client := newNetNS(t)
+		wire(t, server, client, []string{"10.9.0.1/16"}, []string{"10.9.2.2/16", "10.9.3.2/16"})
+		blocked, free := server.flooded(client, "10.9.0.1:9", "10.9.2.2", "10.9.3.2")
+		const want = "replace 10.9.2.0/24 10m, 192.0.2.1/32 10m"
+		do(t, fw, want)
+		for end := time.Now().Add(20 * time.Second); free() == 0; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("nobody gets through")
+			}
+		}
+		time.Sleep(20 * time.Millisecond) // what is under way arrives
+		before, seen := blocked(), free()
+		for i := range 5 {
+			for _, o := range []Options{
+				{Allow: []netip.Prefix{netip.MustParsePrefix("192.0.2.9/32")}},
+				{Hook: "input"},
+				{MaxEntries: 50, Hook: "input"},
+				{},
+			} {
+				next := b.in(t, server, o)
+				if i%2 == 0 {
+					if _, err := next.Ensure(t.Context()); err != nil { // takes over what is there
+						t.Fatal(err)
+					}
+				}
+				do(t, next, want)
+				if n := blocked() - before; n > 0 {
+					t.Fatalf("%d packets of the blocked source got through with %+v", n, o)
+				}
+			}
+		}
+		if free() == seen {
+			t.Error("the other one got nothing through, so nothing is proved")
+		}
+	})
+}
+
+// TestNFTablesOlderVersion: the table of an older version, of whatever layout,
+// gives way to ours without a gap.
+func TestNFTablesOlderVersion(t *testing.T) {
+	fw, server := newNFT(t, Options{})
+	client := newNetNS(t)
+	wire(t, server, client, []string{"10.9.0.1/16"}, []string{"10.9.2.2/16", "10.9.3.2/16"})
+	const old = `table inet smtpguard {
+		set blocked { type ipv4_addr; flags interval, timeout; elements = { 10.9.2.0/24 timeout 10m } }
+		chain in { type filter hook prerouting priority -310; policy accept; ip saddr @blocked counter drop comment "smtpguard/0 x drop"; }
+	}`
+	server.nft(old)
+	blocked, free := server.flooded(client, "10.9.0.1:9", "10.9.2.2", "10.9.3.2")
+	for i := range 20 {
+		if i > 0 {
+			server.nft("delete table inet smtpguard\n" + old)
+		}
+		do(t, fw, "replace 10.9.2.0/24 10m")
+		if got := server.run("nft", "list", "table", "inet", "smtpguard"); strings.Contains(got, "smtpguard/0") {
+			t.Fatal(got)
+		}
+	}
+	if free() == 0 {
+		t.Error("nobody gets through")
+	}
+	if n := blocked(); n > 0 {
+		t.Errorf("%d packets of the blocked source got through", n)
+	}
+}

@@ -459,7 +459,17 @@ func (x *xt) refillSet(ctx context.Context, name string, v6, timeouts bool, entr
 	if err != nil {
 		return ipsetError(doing, err)
 	}
+	if timeouts && len(entries) > 0 {
+		// What stays goes on counting where it was.
+		if old, err := x.set.list(ctx, name); err == nil {
+			x.set.counts = make(map[netip.Prefix]Installed, len(old))
+			for _, in := range old {
+				x.set.counts[in.Prefix] = in
+			}
+		}
+	}
 	err = x.set.add(ctx, name+xtNew, entries, now, func(netip.Prefix, error) {})
+	x.set.counts = nil
 	if err == nil {
 		err = x.set.swap(ctx, name+xtNew, name)
 	}
@@ -468,11 +478,15 @@ func (x *xt) refillSet(ctx context.Context, name string, v6, timeouts bool, entr
 
 // rebuildChain puts chain and jump in place unless they are.
 func (x *xt) rebuildChain(ctx context.Context, f *xtFamily, rules []xtRule) error {
-	doing := "putting our rules into " + f.String()
-	// The other table may have what was built with another hook.
-	if err := x.removeFrom(ctx, f.xtables, otherTable(x.layout.table)); err != nil {
+	if err := x.putChain(ctx, f, rules); err != nil {
 		return err
 	}
+	// The other table may have what was built with another hook.
+	return x.removeFrom(ctx, f.xtables, otherTable(x.layout.table))
+}
+
+func (x *xt) putChain(ctx context.Context, f *xtFamily, rules []xtRule) error {
+	doing := "putting our rules into " + f.String()
 	for try := 1; ; try++ {
 		parent, chain, err := x.chains(ctx, f)
 		if err != nil {
@@ -585,6 +599,16 @@ func (x *xt) List(ctx context.Context) iter.Seq2[Installed, error] {
 func (x *xt) adopt(ctx context.Context) []Entry {
 	var entries []Entry
 	now := time.Now()
+	if !x.layout.sets {
+		for _, f := range x.families {
+			for p, e := range x.anyRules(ctx, f) {
+				if e.until > now.Unix() && len(entries) < x.book.max {
+					entries = append(entries, Entry{Prefix: p, Until: time.Unix(e.until, 0)})
+				}
+			}
+		}
+		return entries
+	}
 	for in, err := range x.List(ctx) {
 		if err != nil || len(entries) >= x.book.max {
 			break

@@ -32,7 +32,22 @@ func (x *xt) readRules(ctx context.Context, f *xtFamily) (map[netip.Prefix]xtEnt
 	if err != nil {
 		return nil, xtError(doing, err)
 	}
-	return x.layout.readEntryRules(lines), nil
+	return readEntryRules(lines), nil
+}
+
+// anyRules gives the entries of one family in rules of whatever settings, hook
+// or version; what cannot be read is left.
+func (x *xt) anyRules(ctx context.Context, f *xtFamily) map[netip.Prefix]xtEntry {
+	all := make(map[netip.Prefix]xtEntry)
+	for _, table := range []string{otherTable(x.layout.table), x.layout.table} {
+		if ok, err := f.has(ctx, table); !ok || err != nil {
+			continue
+		}
+		if lines, err := f.list(ctx, table, xtChain, true); err == nil {
+			maps.Copy(all, readEntryRules(lines))
+		}
+	}
+	return all
 }
 
 func (x *xt) family(v6 bool) *xtFamily {
@@ -135,10 +150,9 @@ func (x *xt) rebuildRules(ctx context.Context, entries []Entry) error {
 	}
 	for _, f := range x.families {
 		m := want[familyIndex(f.v6)]
-		if have, err := x.readRules(ctx, f); err == nil { // what stays keeps its counters
-			for p, e := range m {
-				m[p] = xtEntry{e.until, have[p].packets, have[p].bytes}
-			}
+		have := x.anyRules(ctx, f) // what stays keeps its counters
+		for p, e := range m {
+			m[p] = xtEntry{e.until, have[p].packets, have[p].bytes}
 		}
 		if err := x.rebuildChain(ctx, f, x.layout.entryRules(f.v6, m)); err != nil {
 			return err

@@ -11,6 +11,8 @@ import (
 	"os/exec"
 	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -244,4 +246,54 @@ func echoes(c net.Conn, within time.Duration) bool {
 	}
 	_, err := c.Read(make([]byte, 1))
 	return err == nil
+}
+
+// flooded has two clients send to a port of ns as fast as they can, until the
+// test ends, and counts what arrives from each.
+func (ns netNS) flooded(client netNS, to, a, b string) (fromA, fromB func() int64) {
+	ns.t.Helper()
+	var in net.PacketConn
+	if err := ns.do(func() (err error) { in, err = net.ListenPacket("udp", to); return err }); err != nil {
+		ns.t.Fatal(err)
+	}
+	var counts [2]atomic.Int64
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for buf := make([]byte, 16); ; {
+			_, from, err := in.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			for i, addr := range []string{a, b} {
+				if from.(*net.UDPAddr).IP.String() == addr {
+					counts[i].Add(1)
+				}
+			}
+		}
+	})
+	for _, addr := range []string{a, b} {
+		var c net.Conn
+		err := client.do(func() (err error) {
+			d := net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(addr)}}
+			c, err = d.Dial("udp", to)
+			return err
+		})
+		if err != nil {
+			ns.t.Fatal(err)
+		}
+		wg.Go(func() {
+			defer c.Close()
+			for {
+				select {
+				case <-stop:
+					return
+				case <-time.After(50 * time.Microsecond):
+					_, _ = c.Write([]byte("x")) // refused, when the other end is gone
+				}
+			}
+		})
+	}
+	ns.t.Cleanup(func() { close(stop); in.Close(); wg.Wait() })
+	return counts[0].Load, counts[1].Load
 }

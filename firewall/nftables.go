@@ -284,6 +284,7 @@ func (n *nft) Replace(ctx context.Context, entries []Entry) error {
 // and hence without a gap, whatever stood there.
 func (n *nft) rebuild(ctx context.Context, entries []Entry) error {
 	doing := fmt.Sprintf("building our nftables table with %d entries", len(entries))
+	counts := n.counted(ctx, entries)
 	if err := n.open(); err != nil {
 		return nftError(doing, err)
 	}
@@ -315,6 +316,7 @@ func (n *nft) rebuild(ctx context.Context, entries []Entry) error {
 		return nftError(doing, err)
 	}
 	n.book.replace(entries)
+	n.carry(ctx, entries, counts, now)
 	// Read back what the kernel made of it, and recognise it from now on.
 	if ok, err := n.inspect(ctx); err != nil || !ok {
 		return nftError(doing, cmpErr(err, errChanging))
