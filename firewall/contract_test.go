@@ -4,11 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
 )
 
 // backend is a firewall under test.
@@ -700,4 +704,57 @@ func TestNFTablesOlderVersion(t *testing.T) {
 	if n := blocked(); n > 0 {
 		t.Errorf("%d packets of the blocked source got through", n)
 	}
+}
+
+// TestContractContainers: at prerouting, what is forwarded to a container is
+// dropped too, with rules like Docker's for a published port. So nothing has to
+// be put into DOCKER-USER.
+func TestContractContainers(t *testing.T) {
+	onEach(t, func(t *testing.T, b backend) {
+		if !b.real || b.bare {
+			t.Log("memory drops no packets, and what csf does is csf's")
+			return
+		}
+		fw, server := b.open(t, Options{Ports: []uint16{25}})
+		client, container := newNetNS(t), newNetNS(t)
+		wire(t, server, client, []string{"10.9.0.1/16"}, []string{"10.9.2.2/16", "10.9.3.2/16"})
+		wireAs(t, "docker0", server, container, []string{"172.17.0.1/16"}, []string{"172.17.0.2/16"})
+		container.handle(func(h *netlink.Handle) error {
+			return h.RouteAdd(&netlink.Route{Gw: net.ParseIP("172.17.0.1")})
+		})
+		if err := server.do(func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0) }); err != nil {
+			cannot(t, "%v", err)
+		}
+		server.nft(`table ip docker {
+			chain DOCKER { type nat hook prerouting priority dstnat; tcp dport 25 dnat to 172.17.0.2:25; }
+			chain FORWARD { type filter hook forward priority filter; policy drop; ct state established,related accept; oifname "docker0" accept; }
+		}`)
+		container.echo("172.17.0.2:25")
+		do(t, fw, "ensure")
+		reach := func(from string, within time.Duration) bool {
+			c, err := client.dial(from, "10.9.0.1:25", within)
+			if err == nil {
+				defer c.Close()
+			}
+			return err == nil && echoes(c, within)
+		}
+		if !reach("10.9.2.2", 10*time.Second) {
+			t.Fatal("the container cannot be reached")
+		}
+		open, err := client.dial("10.9.2.2", "10.9.0.1:25", 10*time.Second)
+		if err != nil || !echoes(open, 10*time.Second) {
+			t.Fatal(err)
+		}
+		defer open.Close()
+		do(t, fw, "set 10.9.2.0/24 10m")
+		if reach("10.9.2.2", 200*time.Millisecond) {
+			t.Error("the blocked source reaches the container")
+		}
+		if echoes(open, 200*time.Millisecond) {
+			t.Error("its established connection goes on")
+		}
+		if !reach("10.9.3.2", 10*time.Second) {
+			t.Error("others do not")
+		}
+	})
 }

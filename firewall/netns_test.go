@@ -162,14 +162,20 @@ func (ns netNS) nft(script string) string {
 // wire joins the namespaces by a veth pair, with addresses at each end.
 func wire(t testing.TB, a, b netNS, addrsA, addrsB []string) {
 	t.Helper()
+	wireAs(t, "veth", a, b, addrsA, addrsB)
+}
+
+// wireAs is wire with another name for both ends.
+func wireAs(t testing.TB, name string, a, b netNS, addrsA, addrsB []string) {
+	t.Helper()
 	a.handle(func(h *netlink.Handle) error {
 		return h.LinkAdd(&netlink.Veth{
-			LinkAttrs: netlink.LinkAttrs{Name: "veth"}, PeerName: "veth", PeerNamespace: netlink.NsFd(b.fd),
+			LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: name, PeerNamespace: netlink.NsFd(b.fd),
 		})
 	})
 	up := func(ns netNS, addrs []string) {
 		ns.handle(func(h *netlink.Handle) error {
-			link, err := h.LinkByName("veth")
+			link, err := h.LinkByName(name)
 			if err != nil {
 				return err
 			}

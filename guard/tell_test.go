@@ -87,6 +87,14 @@ func TestTell(t *testing.T) {
 		if err != nil || s.Firewall.CSF == nil || s.Firewall.CSF.Of != 3 || !strings.Contains(strings.Join(s.Warnings, "\n"), "in force all the same: csf is gone") {
 			t.Errorf("%+v, %v, %v", s.Firewall.CSF, s.Warnings, err)
 		}
+		n = h.tells
+		for i := range 20 {
+			w.block(fmt.Sprintf("192.0.2.%d/32", 100+i), time.Minute)
+			time.Sleep(100 * time.Millisecond)
+		}
+		if got := h.tells - n; got < 2 || got > 4 {
+			t.Errorf("told %d times in two seconds", got)
+		}
 		p := *w.policy
 		p.Firewall.CSF = policy.CSFIgnore
 		w.g.policy = &p
