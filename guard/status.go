@@ -108,6 +108,8 @@ type FirewallStatus struct {
 	// CSF is what CSF was told where another backend blocks; nil where it is
 	// not installed.
 	CSF *firewall.CSFStatus `json:"csf,omitempty"`
+	// Warnings are about the packet filter's surroundings, each with what to do.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // State says whether a block does what it says.
@@ -213,6 +215,9 @@ func (g *Guard) status(ctx context.Context) Status {
 	}
 	slices.SortFunc(s.Firewall.Missing, netip.Prefix.Compare)
 	s.Firewall.CSF = g.csfStatus()
+	if f, ok := g.fw.(firewall.Warner); ok {
+		s.Firewall.Warnings = f.Warnings()
+	}
 	s.Warnings = g.warnings(s)
 	for i := len(g.recent) - 1; i >= 0 && len(s.Decisions) < 10; i-- {
 		s.Decisions = append(s.Decisions, g.recent[i])
@@ -284,10 +289,8 @@ func (g *Guard) warnings(s Status) []string {
 	if !s.Firewall.Agrees {
 		w = append(w, "the packet filter does not hold what the store says: "+s.Firewall.Error)
 	}
-	if f, ok := g.fw.(firewall.Warner); ok && g.enforce {
-		for _, sentence := range f.Warnings() {
-			w = append(w, "firewall "+g.fw.Name()+": "+sentence)
-		}
+	for _, sentence := range s.Firewall.Warnings {
+		w = append(w, "firewall "+s.Firewall.Backend+": "+sentence)
 	}
 	if c := s.Firewall.CSF; c != nil && c.Error != "" {
 		w = append(w, "CSF is not told of every block, which are in force all the same: "+c.Error)

@@ -92,6 +92,9 @@ func (e *env) firewallStatus(c *cli.Context) error {
 			}
 			fmt.Fprintf(e.stdout, "put right %d times, the last time at %s%s\n", r.Repairs, clock(r.Repaired), by)
 		}
+		for _, w := range r.Warnings {
+			fmt.Fprintln(e.stdout, "warning:", w)
+		}
 		if s := r.CSF; s != nil {
 			fmt.Fprintf(e.stdout, "CSF is told of %d of %s (it has room for %d)", s.Told, count(s.Of, "block", "blocks"), s.Most)
 			if s.Over > 0 {

@@ -100,7 +100,9 @@ func (e *env) guard(c *cli.Context) (control.Guard, error) {
 		return nil, err
 	}
 	e.atEnd = append(e.atEnd, func() {
-		_ = lone.Close(context.WithoutCancel(c.Context), false)
+		if err := lone.Close(context.WithoutCancel(c.Context), false); err != nil {
+			report(e.stderr, withHint(fmt.Errorf("what the command did is in force, but: %w", err), "a block that was lifted may still be among CSF's temporary denies: `csf -t` shows them, `csf -trd ADDRESS` removes one"))
+		}
 		st.Close()
 	})
 	return lone, nil
