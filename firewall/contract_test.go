@@ -645,14 +645,10 @@ func TestContractNoGap(t *testing.T) {
 		blocked, free := server.flooded(client, "10.9.0.1:9", "10.9.2.2", "10.9.3.2")
 		const want = "replace 10.9.2.0/24 10m, 192.0.2.1/32 10m"
 		do(t, fw, want)
-		for end := time.Now().Add(20 * time.Second); free() == 0; time.Sleep(time.Millisecond) {
-			if time.Now().After(end) {
-				t.Fatal("nobody gets through")
-			}
-		}
+		more(t, free)
 		time.Sleep(20 * time.Millisecond) // what is under way arrives
-		before, seen := blocked(), free()
-		for i := range 5 {
+		before := blocked()
+		for i := range 2 {
 			for _, o := range []Options{
 				{Allow: []netip.Prefix{netip.MustParsePrefix("192.0.2.9/32")}},
 				{Hook: "input"},
@@ -671,9 +667,7 @@ func TestContractNoGap(t *testing.T) {
 				}
 			}
 		}
-		if free() == seen {
-			t.Error("the other one got nothing through, so nothing is proved")
-		}
+		more(t, free)
 	})
 }
 
@@ -689,6 +683,7 @@ func TestNFTablesOlderVersion(t *testing.T) {
 	}`
 	server.nft(old)
 	blocked, free := server.flooded(client, "10.9.0.1:9", "10.9.2.2", "10.9.3.2")
+	more(t, free)
 	for i := range 20 {
 		if i > 0 {
 			server.nft("delete table inet smtpguard\n" + old)
@@ -698,9 +693,7 @@ func TestNFTablesOlderVersion(t *testing.T) {
 			t.Fatal(got)
 		}
 	}
-	if free() == 0 {
-		t.Error("nobody gets through")
-	}
+	more(t, free)
 	if n := blocked(); n > 0 {
 		t.Errorf("%d packets of the blocked source got through", n)
 	}

@@ -21,9 +21,9 @@ const (
 	// csfMargin is the part of DENY_TEMP_IP_LIMIT that is left free for lfd:
 	// beyond the limit it drops the oldest bans, whosever they are.
 	csfMargin = 5 // a fifth
-	// csfTellEvery is the least time between two blocks that CSF is told of.
-	// Removals do not wait.
-	csfTellEvery = 2 * time.Second
+	// csfTellEvery is the least time between two blocks that CSF is told of: in
+	// a flood its Perl may have a tenth of a processor. Removals do not wait.
+	csfTellEvery = 5 * time.Second
 	// csfTellLook is how often CSF's bans are looked at when nothing is to be
 	// done: those of others may have become more.
 	csfTellLook = 30 * time.Second

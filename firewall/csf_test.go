@@ -129,6 +129,7 @@ func (r csfRoot) open(t testing.TB, o Options) *csf {
 	if err != nil {
 		t.Fatal(err)
 	}
+	fw.budget = time.Minute // for a slow machine
 	return ended(t, fw).(*csf)
 }
 

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -40,7 +41,15 @@ func TestMain(m *testing.M) {
 	}
 	const again = "SMTPGUARD_TEST_IN_USERNS"
 	if os.Geteuid() == 0 || os.Getenv(again) != "" {
-		os.Exit(m.Run())
+		// The usual lock is one for all namespaces, and for whoever else runs
+		// iptables on this machine.
+		lock := filepath.Join(os.TempDir(), fmt.Sprintf("smtpguard-xtables-%d.lock", os.Getpid()))
+		if err := os.Setenv("XTABLES_LOCKFILE", lock); err != nil {
+			panic(err)
+		}
+		code := m.Run()
+		_ = os.Remove(lock) // not there if no test needed it
+		os.Exit(code)
 	}
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), again+"=1", "XTABLES_LOCKFILE="+os.TempDir()+"/xtables.lock")
@@ -302,4 +311,15 @@ func (ns netNS) flooded(client netNS, to, a, b string) (fromA, fromB func() int6
 	}
 	ns.t.Cleanup(func() { close(stop); in.Close(); wg.Wait() })
 	return counts[0].Load, counts[1].Load
+}
+
+// more waits until a count grows: something gets through, or nothing is proved.
+func more(t testing.TB, count func() int64) {
+	t.Helper()
+	before := count()
+	for end := time.Now().Add(20 * time.Second); count() == before; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("nobody gets through")
+		}
+	}
 }

@@ -56,18 +56,26 @@ func newHost(t *testing.T) *host {
 		_ = out.Close()
 		_ = cmd.Wait() // it was killed
 	})
-	h.sh(`mount --make-rprivate / && mount -t proc proc /proc && mount -t tmpfs none /run && mkdir -p /run/lock /run/dbus
+	if err := h.try(`mount --make-rprivate / && mount -t proc proc /proc && mount -t tmpfs none /run && mkdir -p /run/lock /run/dbus
 		for d in /etc/ufw /etc/default /etc/firewalld /etc/fail2ban /var/log /var/lib/fail2ban; do
 			[ -d $d ] || continue
 			c=` + t.TempDir() + `$d; mkdir -p $c; cp -a $d/. $c/; mount --bind $c $d
 		done
-		ip link set lo up`)
+		ip link set lo up`); err != nil {
+		cannot(t, "no private mounts can be made here: %v", err)
+	}
 	return h
 }
 
 // sh runs commands in the host, and fails the test if one fails.
 func (h *host) sh(script string) {
 	h.t.Helper()
+	if err := h.try(script); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+func (h *host) try(script string) error {
 	// -e in a shell of its own; daemons that it starts stay.
 	const end = "--the end--"
 	fmt.Fprintf(h.in, "sh -ec '%s' </dev/null; echo; echo %s $?\n", strings.ReplaceAll(script, "'", `'\''`), end)
@@ -87,10 +95,11 @@ func (h *host) sh(script string) {
 	select {
 	case a := <-done:
 		if a.status != "0" {
-			h.t.Fatalf("status %s of: %s\n%s", a.status, script, a.said)
+			return fmt.Errorf("status %s of: %s\n%s", a.status, script, a.said)
 		}
+		return nil
 	case <-time.After(60 * time.Second):
-		h.t.Fatalf("does not end: %s", script)
+		return fmt.Errorf("does not end: %s", script)
 	}
 }
 
