@@ -281,7 +281,8 @@ func (n *nft) Replace(ctx context.Context, entries []Entry) error {
 }
 
 // rebuild makes our table anew with exactly these entries, in one transaction
-// and hence without a gap, whatever stood there.
+// and hence without a gap, whatever stood there (but for a packet that is
+// between the old chain and the new one at that instant).
 func (n *nft) rebuild(ctx context.Context, entries []Entry) error {
 	doing := fmt.Sprintf("building our nftables table with %d entries", len(entries))
 	counts := n.counted(ctx, entries)
