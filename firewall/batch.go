@@ -1,9 +1,11 @@
 package firewall
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -117,30 +119,72 @@ func newBook(o Options) book {
 	return book{max: n, until: make(map[netip.Prefix]int64)}
 }
 
-// room says whether p fits, as an ErrFull if not.
-func (b *book) room(p plan, now time.Time) error {
-	count := func() int {
-		n := len(b.until)
-		for _, e := range p.set {
-			if _, ok := b.until[e.Prefix]; !ok {
-				n++
-			}
-		}
+// fit takes out of p what there is no room for, which it gives as an ErrFull.
+func (b *book) fit(p plan, now time.Time) (plan, Result, error) {
+	room := func() int {
+		n := b.max - len(b.until)
 		for _, pfx := range p.unset {
-			if _, ok := b.until[pfx]; ok {
-				n--
+			if b.has(pfx) {
+				n++
 			}
 		}
 		return n
 	}
-	if count() <= b.max {
-		return nil
+	if room() < len(p.set) {
+		b.sweep(now)
 	}
-	b.sweep(now)
-	if n := count(); n > b.max {
-		return fmt.Errorf("%d entries would be in force, %d are allowed: %w", n, b.max, ErrFull)
+	return p.fit(room(), b.has, func(over int) error {
+		return fmt.Errorf("%d entries would be in force, %d are allowed: %w", b.max+over, b.max, ErrFull)
+	})
+}
+
+func (b *book) has(p netip.Prefix) bool { _, ok := b.until[p]; return ok }
+
+// fitAll is fit for all that is to be in force.
+func (b *book) fitAll(p plan, now time.Time) (plan, Result, error) {
+	empty := book{max: b.max}
+	return empty.fit(p, now)
+}
+
+// fit leaves room for so many entries that are not present yet: the widest,
+// and of those the ones that last longest. The others are failed with what
+// full says, given their number.
+func (p plan) fit(room int, present func(netip.Prefix) bool, full func(over int) error) (plan, Result, error) {
+	var fresh []Entry
+	for _, e := range p.set {
+		if !present(e.Prefix) {
+			fresh = append(fresh, e)
+		}
 	}
-	return nil
+	room = max(0, room)
+	if len(fresh) <= room {
+		return p, Result{}, nil
+	}
+	slices.SortStableFunc(fresh, byWeight)
+	err := full(len(fresh) - room)
+	var res Result
+	out := make(map[netip.Prefix]bool)
+	for _, e := range fresh[room:] {
+		out[e.Prefix] = true
+		res.Failed = append(res.Failed, Failure{e.Prefix, err})
+	}
+	p.set = slices.DeleteFunc(slices.Clone(p.set), func(e Entry) bool { return out[e.Prefix] })
+	return p, res, err
+}
+
+// byWeight puts the widest entries first, and of those the ones that last
+// longest.
+func byWeight(a, b Entry) int {
+	return cmp.Or(cmp.Compare(width(b.Prefix), width(a.Prefix)), cmp.Compare(b.Until.Unix(), a.Until.Unix()))
+}
+
+// width is how much of the net a prefix takes: an IPv6 /64 as much as an IPv4
+// address.
+func width(p netip.Prefix) int {
+	if p.Addr().Is6() {
+		return 64 - p.Bits()
+	}
+	return 32 - p.Bits()
 }
 
 // sweep drops what has run out.

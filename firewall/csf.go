@@ -2,7 +2,6 @@ package firewall
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -57,26 +57,45 @@ type csf struct {
 	// held are entries that are in force without a ban of ours: csf.deny has
 	// them, or a ban of somebody else that lasts as long.
 	held map[netip.Prefix]time.Time
-	// owed are bans of others that csf -trd took along and that did not go
-	// back yet.
-	owed []csfBan
+	// debts are bans of others that csf -trd took along.
+	debts csfDebts
+	// kernel is set where CSF's rules in the kernel are looked at as well; nil
+	// in tests of its files alone.
+	kernel *csfKernel
 
+	comment string // of our bans; csfComment is how it begins
 	command string // full path; empty: not probed
 	conf    csfConf
+	lfd     bool      // ends temporary bans
 	last    time.Time // of the last call
-	why     string
 }
 
+// csfTurn is held while CSF's bans are changed: csf -trd takes along more than
+// it should, and nobody else of ours may look in between.
+var csfTurn sync.Mutex
+
 // NewCSF returns the backend that blocks through CSF's own command, as
-// temporary denies. It knows as little as CSF does: whether the rules are in
-// the kernel is for lfd to see to. Nothing is called until the first change.
+// temporary denies. Nothing is called until the first change. What CSF has in
+// its files counts as in force when its rules are in the kernel too (csf -f
+// leaves the files as they are).
 // The error is about o; o.Hook has no effect, as CSF has its place in INPUT,
 // and entries that overlap o.Allow are refused.
 //
 // CSF's DENY_TEMP_IP_LIMIT (100 as shipped) is respected: beyond it CSF drops
 // the oldest bans without a word, so the backend is full then. Lines of
 // csf.deny are never written nor removed, so DENY_IP_LIMIT does not matter.
-func NewCSF(o Options) (Firewall, error) { return newCSF(o, csfAt("/"), csfInterval) }
+//
+// csf -trd removes all bans of an address, also those of others. They are
+// banned again at once, and written down in o.State before, so that a kill in
+// between loses none.
+func NewCSF(o Options) (Firewall, error) {
+	c, err := newCSF(o, csfAt("/"), csfInterval)
+	if err != nil {
+		return nil, err
+	}
+	c.kernel = &csfKernel{netNS: o.NetNS, usual: csfConfDefault.commands}
+	return c, nil
+}
 
 func newCSF(o Options, paths csfPaths, interval time.Duration) (*csf, error) {
 	switch o.Hook {
@@ -91,15 +110,45 @@ func newCSF(o Options, paths csfPaths, interval time.Duration) (*csf, error) {
 		texts = append(texts, strconv.Itoa(int(p)))
 	}
 	return &csf{
-		o: o, paths: paths, ports: strings.Join(texts, ","), interval: interval, budget: csfBudget,
-		book: newBook(o), held: make(map[netip.Prefix]time.Time),
+		o: o, paths: paths, comment: csfComment, ports: strings.Join(texts, ","), interval: interval, budget: csfBudget,
+		book: newBook(o), held: make(map[netip.Prefix]time.Time), debts: debtsIn(o.State),
 	}, nil
 }
 
 func (c *csf) Name() string { return CSF }
 
 // reason is how it works here, for Open.
-func (c *csf) reason() string { return c.why }
+func (c *csf) reason() string {
+	why := "by temporary denies"
+	if c.conf.tempLimit > 0 {
+		why += fmt.Sprintf(", %d at most with those of others (DENY_TEMP_IP_LIMIT)", c.conf.tempLimit)
+	}
+	for _, w := range c.Warnings() {
+		why += "; warning: " + w
+	}
+	return why
+}
+
+// Warnings is about settings of CSF as they were when it was last looked at.
+func (c *csf) Warnings() []string {
+	var w []string
+	if c.command == "" {
+		return nil
+	}
+	if !c.conf.ipv6 {
+		w = append(w, `IPv6 is off in csf.conf, so IPv6 sources cannot be blocked; IPV6 = "1" and csf -r turn it on`)
+	}
+	if !c.lfd {
+		w = append(w, "lfd does not run, so blocks do not end when smtpguard is dead; systemctl start lfd")
+	}
+	if c.conf.testing {
+		w = append(w, `CSF is in TESTING mode: its cron job takes every rule away each five minutes; TESTING = "0" in csf.conf and csf -r end that`)
+	}
+	if c.kernel != nil && c.kernel.blind != nil {
+		w = append(w, "whether CSF's rules are in the kernel cannot be seen: "+c.kernel.blind.Error())
+	}
+	return w
+}
 
 // Probe reads CSF's settings and state; it calls nothing.
 func (c *csf) Probe(ctx context.Context) (Capabilities, error) {
@@ -118,26 +167,11 @@ func (c *csf) Probe(ctx context.Context) (Capabilities, error) {
 	if err := c.working(); err != nil {
 		return Capabilities{}, fmt.Errorf("%s: %w", doing, err)
 	}
-	lfd := lfdRuns(c.paths.pid)
-	c.command, c.conf = command, conf
-	caps := Capabilities{
-		IPv6: conf.ipv6, Prefixes: true, Timeouts: lfd, Readback: true, Expiry: true, Real: true,
+	c.command, c.conf, c.lfd = command, conf, lfdRuns(c.paths.pid)
+	return Capabilities{
+		IPv6: conf.ipv6, Prefixes: true, Timeouts: c.lfd, Readback: true, Expiry: true, Real: true,
 		MaxEntries: conf.tempLimit,
-	}
-	c.why = "by temporary denies"
-	if conf.tempLimit > 0 {
-		c.why += fmt.Sprintf(", %d at most with those of others (DENY_TEMP_IP_LIMIT)", conf.tempLimit)
-	}
-	if !conf.ipv6 {
-		c.why += "; IPv6 is off in csf.conf, so IPv6 sources cannot be blocked"
-	}
-	if !lfd {
-		c.why += "; warning: lfd does not run, so blocks do not end when smtpguard is dead"
-	}
-	if conf.testing {
-		c.why += "; warning: CSF is in TESTING mode, which lifts every block each five minutes"
-	}
-	return caps, nil
+	}, nil
 }
 
 // working tells why CSF would refuse everything.
@@ -165,8 +199,23 @@ func (c *csf) ready(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("reading CSF's settings: %w: %w", ErrUnavailable, err)
 	}
-	c.conf = conf
+	c.conf, c.lfd = conf, lfdRuns(c.paths.pid)
 	return nil
+}
+
+// present reads which sources CSF's rules drop in the kernel; nil if that is
+// not looked at. Without CSF's chain nothing is dropped, and a csf -td would be
+// worse than none: CSF takes the failure of a rule for a fatal one, and opens
+// the whole firewall.
+func (c *csf) present(ctx context.Context) (map[netip.Prefix]bool, error) {
+	if c.kernel == nil {
+		return nil, nil
+	}
+	in, err := c.kernel.sources(ctx, c.conf, c.timeout())
+	if errors.Is(err, ErrGone) && c.conf.testing {
+		err = fmt.Errorf(`%w; CSF is in TESTING mode, whose cron job takes them away: TESTING = "0" in csf.conf ends that`, err)
+	}
+	return in, err
 }
 
 func (c *csf) bans(ctx context.Context) ([]csfBan, error) {
@@ -237,38 +286,39 @@ func (c *csf) Replace(ctx context.Context, entries []Entry) error {
 			delete(c.held, pfx)
 		}
 	}
-	_, err = c.change(ctx, p)
-	if err == nil {
-		c.book.replace(p.set)
+	res, err := c.change(ctx, p)
+	if errors.Is(err, ErrUnavailable) || errors.Is(err, ErrUnknown) || errors.Is(err, ErrGone) || ctx.Err() != nil {
+		return err
 	}
-	return err
+	c.book.replace(slices.DeleteFunc(p.set, func(e Entry) bool { return !c.book.has(e.Prefix) }))
+	return partial(res, err)
 }
 
 // change makes the changes one by one: removals first, they make room, then
 // the widest prefixes.
 func (c *csf) change(ctx context.Context, p plan) (Result, error) {
 	fail := func(err error) (Result, error) { return failAll(p.prefixes(), err), err }
+	csfTurn.Lock()
+	defer csfTurn.Unlock()
 	if err := c.ready(ctx); err != nil {
 		return fail(err)
 	}
-	if owed := c.owed; len(owed) > 0 {
-		c.owed = nil
-		if err := c.putBack(ctx, owed); err != nil {
-			return fail(fmt.Errorf("having CSF take back bans that are not ours: %w", err))
-		}
+	if err := c.settle(ctx); err != nil {
+		return fail(err)
 	}
 	bans, err := c.bans(ctx)
 	if err != nil {
 		return fail(err)
 	}
-	if err := c.room(bans, p, time.Now()); err != nil {
+	if _, err := c.present(ctx); err != nil && len(p.set) > 0 {
 		return fail(err)
 	}
-	slices.SortStableFunc(p.set, func(a, b Entry) int {
-		return cmp.Or(cmp.Compare(width(b.Prefix), width(a.Prefix)), cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()))
-	})
-	var res Result
+	p, res, full := c.fit(bans, p, time.Now())
+	slices.SortStableFunc(p.set, byWeight)
 	var errs []error
+	if full != nil {
+		errs = append(errs, full)
+	}
 	stop := error(nil) // why nothing more is tried
 	end := time.Now().Add(c.budget)
 	left := len(p.set) + len(p.unset)
@@ -289,7 +339,7 @@ func (c *csf) change(ctx context.Context, p plan) (Result, error) {
 		if len(errs) < 5 && (len(errs) == 0 || err != stop) {
 			errs = append(errs, err)
 		}
-		if ctx.Err() != nil || errors.Is(err, ErrUnavailable) || errors.Is(err, ErrUnknown) {
+		if ctx.Err() != nil || errors.Is(err, ErrUnavailable) || errors.Is(err, ErrUnknown) || errors.Is(err, ErrGone) {
 			stop = err
 		}
 	}
@@ -302,18 +352,9 @@ func (c *csf) change(ctx context.Context, p plan) (Result, error) {
 	return res, errors.Join(errs...)
 }
 
-// width is how much of the net a prefix takes: an IPv6 /64 as much as an IPv4
-// address.
-func width(p netip.Prefix) int {
-	if p.Addr().Is6() {
-		return 64 - p.Bits()
-	}
-	return 32 - p.Bits()
-}
-
-// room says, as an ErrFull, whether CSF would drop bans to take these.
-func (c *csf) room(bans []csfBan, p plan, now time.Time) error {
-	all, mine := 0, make(map[netip.Prefix]bool)
+// fit leaves out what CSF would drop other bans for.
+func (c *csf) fit(bans []csfBan, p plan, now time.Time) (plan, Result, error) {
+	all, mine, lasting := 0, make(map[netip.Prefix]bool), make(map[netip.Prefix]time.Time)
 	for _, b := range bans {
 		if !b.until().After(now) {
 			continue // lfd is about to take it away
@@ -321,26 +362,32 @@ func (c *csf) room(bans []csfBan, p plan, now time.Time) error {
 		all++
 		if b.ours() {
 			mine[b.prefix] = true
+		} else if b.drops(c.ports) && b.until().After(lasting[b.prefix]) {
+			lasting[b.prefix] = b.until()
 		}
 	}
-	before := len(mine)
+	others := all - len(mine)
 	for _, pfx := range p.unset {
 		delete(mine, pfx)
 	}
+	wanted := make(map[netip.Prefix]time.Time, len(p.set))
 	for _, e := range p.set {
-		if _, ok := c.held[e.Prefix]; !ok {
-			mine[e.Prefix] = true
+		wanted[e.Prefix] = e.Until
+	}
+	most := c.book.max
+	if limit := c.conf.tempLimit; limit > 0 {
+		most = min(most, limit-others)
+	}
+	return p.fit(most-len(mine), func(pfx netip.Prefix) bool {
+		_, held := c.held[pfx]
+		return mine[pfx] || held || lasting[pfx].After(wanted[pfx].Add(-csfSlack))
+	}, func(over int) error {
+		if most == c.book.max {
+			return fmt.Errorf("%d entries would be in force, %d are allowed: %w", most+over, most, ErrFull)
 		}
-	}
-	all += len(mine) - before
-	switch {
-	case len(mine) > c.book.max:
-		return fmt.Errorf("%d entries would be in force, %d are allowed: %w", len(mine), c.book.max, ErrFull)
-	case c.conf.tempLimit > 0 && all > c.conf.tempLimit && len(mine) > before:
 		return fmt.Errorf("CSF would have %d temporary bans and drops the oldest beyond %d; raise DENY_TEMP_IP_LIMIT in csf.conf: %w",
-			all, c.conf.tempLimit, ErrFull)
-	}
-	return nil
+			max(most, len(mine))+others+over, c.conf.tempLimit, ErrFull)
+	})
 }
 
 // set bans a prefix until its time. CSF does not extend a ban: an older one is
@@ -359,7 +406,11 @@ func (c *csf) set(ctx context.Context, e Entry) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
-	if len(ours) == 1 && c.fits(ours[0], e) {
+	dropped, err := c.present(ctx)
+	if err != nil {
+		return fmt.Errorf("%s: %w", doing, err)
+	}
+	if len(ours) == 1 && c.fits(ours[0], e) && (dropped == nil || dropped[e.Prefix]) {
 		c.note(e, false)
 		return nil
 	}
@@ -372,6 +423,9 @@ func (c *csf) set(ctx context.Context, e Entry) error {
 		inTheWay = inTheWay || b.ports == c.ports // CSF would take it for the same
 	}
 	if inTheWay {
+		if err := c.owe(others); err != nil {
+			return fmt.Errorf("%s: %w", doing, err)
+		}
 		if err := c.call(ctx, "-trd", csfText(e.Prefix)); err != nil {
 			return fmt.Errorf("%s: %w", doing, err)
 		}
@@ -381,15 +435,21 @@ func (c *csf) set(ctx context.Context, e Entry) error {
 		return err
 	}
 	ttl := max(csfMinTTL, int64((time.Until(e.Until)+time.Second-1)/time.Second))
-	said, callErr := c.deny(ctx, e.Prefix, ttl, c.ports, "in", csfComment)
+	said, callErr := c.deny(ctx, e.Prefix, ttl, c.ports, "in", c.comment)
 	if inTheWay {
-		callErr = errors.Join(callErr, c.putBack(ctx, others))
+		callErr = errors.Join(callErr, c.settle(ctx))
 	}
 	ours, _, err = c.bansOf(ctx, e.Prefix)
 	if err != nil {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
 	if slices.ContainsFunc(ours, func(b csfBan) bool { return c.fits(b, e) }) {
+		if dropped, err = c.present(ctx); err != nil {
+			return fmt.Errorf("%s: %w", doing, err)
+		}
+		if dropped != nil && !dropped[e.Prefix] {
+			return fmt.Errorf("%s: it wrote the ban down but no rule for it is in the kernel; it says %q", doing, said)
+		}
 		c.note(e, false)
 		if callErr != nil {
 			return fmt.Errorf("%s: %w", doing, callErr)
@@ -427,9 +487,11 @@ func (c *csf) unset(ctx context.Context, p netip.Prefix) error {
 	doing := fmt.Sprintf("having CSF unblock %v", p)
 	ours, others, err := c.bansOf(ctx, p)
 	if err == nil && len(ours) > 0 {
+		// Lifting a block does not wait for a full disk; the debt is in memory.
+		_ = c.owe(others)
 		err = c.call(ctx, "-trd", csfText(p))
 		if err == nil {
-			err = c.putBack(ctx, others)
+			err = c.settle(ctx)
 		}
 		if err == nil {
 			if ours, _, err = c.bansOf(ctx, p); err == nil && len(ours) > 0 {
@@ -458,36 +520,6 @@ func (c *csf) bansOf(ctx context.Context, p netip.Prefix) (ours, others []csfBan
 		}
 	}
 	return ours, others, err
-}
-
-// csfUnsafe is what a comment of others must not have when it goes back.
-var csfUnsafe = regexp.MustCompile(`[^A-Za-z0-9 .:=_/()]+`)
-
-var csfPorts = regexp.MustCompile(`^[\w,;]*$`)
-
-// putBack bans again what csf -trd took along: it removes all bans of an
-// address, also those of lfd and the administrator. What ours stands for is
-// left out by CSF itself.
-func (c *csf) putBack(ctx context.Context, others []csfBan) error {
-	var errs []error
-	for _, b := range others {
-		ttl := int64(time.Until(b.until()) / time.Second)
-		if ttl < csfMinTTL || !csfPorts.MatchString(b.ports) || !slices.Contains([]string{"in", "out", "inout"}, b.dir) {
-			continue
-		}
-		if err := c.pace(ctx); err != nil {
-			c.owed = append(c.owed, b)
-			errs = append(errs, err)
-			continue
-		}
-		comment := cmp.Or(strings.Join(strings.Fields(csfUnsafe.ReplaceAllString(b.comment, " ")), " "), "temporary ban")
-		_, err := c.deny(ctx, b.prefix, ttl, b.ports, b.dir, comment)
-		if err != nil {
-			c.owed = append(c.owed, b)
-		}
-		errs = append(errs, err)
-	}
-	return errors.Join(errs...)
 }
 
 // deny calls csf -td.
@@ -577,6 +609,11 @@ func (c *csf) List(ctx context.Context) iter.Seq2[Installed, error] {
 			yield(Installed{}, err)
 			return
 		}
+		dropped, err := c.present(ctx)
+		if err != nil {
+			yield(Installed{}, err)
+			return
+		}
 		bans, err := c.bans(ctx)
 		if err != nil {
 			yield(Installed{}, err)
@@ -584,7 +621,7 @@ func (c *csf) List(ctx context.Context) iter.Seq2[Installed, error] {
 		}
 		until := make(map[netip.Prefix]time.Time)
 		for _, b := range bans {
-			if b.ours() && checkPrefix(b.prefix) == nil && b.until().After(until[b.prefix]) {
+			if b.ours() && checkPrefix(b.prefix) == nil && b.until().After(until[b.prefix]) && (dropped == nil || dropped[b.prefix]) {
 				until[b.prefix] = b.until()
 			}
 		}

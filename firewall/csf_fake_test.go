@@ -1,8 +1,10 @@
 package firewall
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -13,8 +15,12 @@ import (
 )
 
 // fakeCSF stands in for the csf command: what CSF 15.10 was seen to print for
-// each call, with its exit status, and what it then had in its files. It
-// blocks nothing. Each call is noted in root/calls.
+// each call, with its exit status, and what it then had in its files. Each
+// call is noted in root/calls. It blocks nothing unless there is root/rules:
+// then it keeps its rules in iptables, as CSF does.
+//
+// A file root/killer with a call's first words makes that call end whoever
+// called it, by SIGKILL, instead of doing anything.
 func fakeCSF(root string, args []string) int {
 	p := csfAt(root)
 	say := func(format string, a ...any) {
@@ -32,6 +38,26 @@ func fakeCSF(root string, args []string) int {
 		}
 	}
 	appendTo(filepath.Join(root, "calls"), strings.Join(args, " ")+"\n")
+	if killer, err := os.ReadFile(filepath.Join(root, "killer")); err == nil && strings.HasPrefix(strings.Join(args, " "), string(killer)) {
+		_ = unix.Kill(os.Getppid(), unix.SIGKILL)
+		return 1
+	}
+	rules := fileExists(filepath.Join(root, "rules"))
+	iptables := func(v6 bool, args ...string) error {
+		command := csfConfDefault.commands[familyIndex(v6)]
+		return exec.Command(command, append([]string{"-w"}, args...)...).Run()
+	}
+	drop := func(do, ip, ports string) error {
+		v6 := strings.Contains(ip, ":")
+		if ports == "" {
+			return iptables(v6, do, csfChain, "-s", ip, "!", "-i", "lo", "-j", "DROP")
+		}
+		var errs []error
+		for port := range strings.SplitSeq(ports, ",") {
+			errs = append(errs, iptables(v6, do, csfChain, "-s", ip, "!", "-i", "lo", "-p", "tcp", "--dport", port, "-j", "DROP"))
+		}
+		return errors.Join(errs...)
+	}
 	switch {
 	case fileExists(filepath.Join(root, "hang")):
 		time.Sleep(time.Minute)
@@ -41,7 +67,7 @@ func fakeCSF(root string, args []string) int {
 	case fileExists(p.file("csf.disable")):
 		say("CSF and LFD have been disabled!")
 		return 1
-	case fileExists(p.file("csf.error")):
+	case fileExists(p.file("csf.error")) && !(len(args) > 0 && args[0] == "-r"):
 		say("You have an unresolved error when starting csf. You need to restart csf successfully to remove this warning")
 		return 1
 	}
@@ -49,7 +75,33 @@ func fakeCSF(root string, args []string) int {
 	if err != nil {
 		panic(err)
 	}
+	tempban := p.lib + "/csf.tempban"
+	read := func(file string) []string {
+		data, _ := os.ReadFile(file)
+		return strings.FieldsFunc(string(data), func(r rune) bool { return r == '\n' })
+	}
 	if len(args) < 2 {
+		if len(args) == 1 && (args[0] == "-r" || args[0] == "-f" || args[0] == "-x") {
+			for _, v6 := range []bool{false, true} {
+				_ = iptables(v6, "-F")
+				_ = iptables(v6, "-X")
+			}
+		}
+		switch {
+		case len(args) == 1 && args[0] == "-x":
+			appendTo(p.file("csf.disable"), "")
+		case len(args) == 1 && args[0] == "-r": // bans that did not run out come back
+			_ = os.Remove(p.file("csf.error"))
+			for _, v6 := range []bool{false, true} {
+				_ = iptables(v6, "-N", csfChain)
+				_ = iptables(v6, "-A", "INPUT", "-j", csfChain)
+			}
+			for _, line := range read(tempban) {
+				if b, ok := parseCSFBan(line); ok && b.until().After(time.Now()) {
+					_ = drop("-A", csfText(b.prefix), b.ports)
+				}
+			}
+		}
 		return 0
 	}
 	ip := args[1]
@@ -60,11 +112,6 @@ func fakeCSF(root string, args []string) int {
 	}
 	if prefix.Addr().Is6() && !conf.ipv6 {
 		say("failed: [%s] is valid IPv6 but IPV6 is not enabled in csf.conf", ip) // and goes on
-	}
-	tempban := p.lib + "/csf.tempban"
-	read := func(file string) []string {
-		data, _ := os.ReadFile(file)
-		return strings.FieldsFunc(string(data), func(r rune) bool { return r == '\n' })
 	}
 	switch args[0] {
 	case "-td":
@@ -100,6 +147,13 @@ func fakeCSF(root string, args []string) int {
 		if ttl < 2 {
 			ttl = 3600
 		}
+		if rules {
+			if err := drop("-A", ip, ports); err != nil { // fatal to CSF, which opens the firewall
+				appendTo(p.file("csf.error"), err.Error())
+				_ = iptables(prefix.Addr().Is6(), "-F")
+				return 1
+			}
+		}
 		appendTo(tempban, fmt.Sprintf("%d|%s|%s|%s|%d|%s\n", time.Now().Unix(), ip, ports, dir, ttl, comment))
 		if ports == "" {
 			ports = "*"
@@ -117,6 +171,9 @@ func fakeCSF(root string, args []string) int {
 			if b, _ := parseCSFBan(line); b.prefix == prefix {
 				say("csf: %s temporary block removed", ip)
 				found = true
+				if rules {
+					_ = drop("-D", ip, b.ports)
+				}
 				continue
 			}
 			keep.WriteString(line + "\n")

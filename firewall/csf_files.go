@@ -68,12 +68,17 @@ type csfConf struct {
 	// tempLimit is DENY_TEMP_IP_LIMIT: beyond it lfd drops the oldest bans.
 	// 0: no limit.
 	tempLimit int
+	// commands are iptables and ip6tables.
+	commands [2]string
 }
+
+// csfConfDefault is what a csf.conf that states nothing means.
+var csfConfDefault = csfConf{tempLimit: 100, commands: [2]string{"iptables", "ip6tables"}}
 
 var csfSetting = regexp.MustCompile(`^\s*([A-Z0-9_]+)\s*=\s*"([^"]*)"`)
 
 func readCSFConf(path string) (csfConf, error) {
-	c := csfConf{tempLimit: 100}
+	c := csfConfDefault
 	err := eachLine(path, func(line string) error {
 		m := csfSetting.FindStringSubmatch(line)
 		if m == nil {
@@ -90,6 +95,10 @@ func readCSFConf(path string) (csfConf, error) {
 				return fmt.Errorf("%s: DENY_TEMP_IP_LIMIT is %q, not a number", path, m[2])
 			}
 			c.tempLimit = n
+		case "IPTABLES", "IP6TABLES":
+			if filepath.IsAbs(m[2]) {
+				c.commands[familyIndex(m[1] == "IP6TABLES")] = m[2]
+			}
 		}
 		return nil
 	})

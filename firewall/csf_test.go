@@ -129,6 +129,7 @@ func (r csfRoot) open(t testing.TB, o Options) *csf {
 	if err != nil {
 		t.Fatal(err)
 	}
+	fw.budget = time.Minute // for a slow machine
 	return ended(t, fw).(*csf)
 }
 
@@ -147,6 +148,7 @@ func TestCSF(t *testing.T) {
 		want                              string // csf.tempban
 		calls                             string // each call's first words
 		err                               string
+		failed                            int // 0: all
 	}{
 		{name: "block", script: "set 192.0.2.7/32 10m", want: "NOW|192.0.2.7|25,465,587|in|600|" + c + "\n", calls: "-td 192.0.2.7"},
 		{name: "a prefix", script: "set 192.0.2.0/24 10m", want: "NOW|192.0.2.0/24|25,465,587|in|600|" + c + "\n", calls: "-td 192.0.2.0/24"},
@@ -179,8 +181,8 @@ func TestCSF(t *testing.T) {
 		{name: "IPv6 is off", conf: "IPV6 = \"0\"\n", script: "set 2001:db8::/64 10m", err: "having CSF block 2001:db8::/64: IPV6 is off in csf.conf"},
 		{name: "allowed", script: "set 198.51.100.0/24 10m", err: "having CSF block 198.51.100.0/24: it overlaps 198.51.100.9/32, which is allowed"},
 		{name: "full", conf: "DENY_TEMP_IP_LIMIT = \"2\"\n", tempban: ban(0, "198.51.100.1||in|3600|lfd") + ban(time.Hour, "198.51.100.2||in|60|lfd, run out"),
-			script: "set 192.0.2.7/32 10m, 192.0.2.8/32 10m", want: "NOW|198.51.100.1||in|3600|lfd\n" + "AGO|198.51.100.2||in|60|lfd, run out\n",
-			err: "CSF would have 3 temporary bans and drops the oldest beyond 2; raise DENY_TEMP_IP_LIMIT in csf.conf: packet filter is full"},
+			script: "set 192.0.2.7/32 10m, 192.0.2.8/32 10m", want: "NOW|198.51.100.1||in|3600|lfd\n" + "AGO|198.51.100.2||in|60|lfd, run out\n" + "NOW|192.0.2.7|25,465,587|in|600|" + c + "\n",
+			calls: "-td 192.0.2.7", failed: 1, err: "CSF would have 3 temporary bans and drops the oldest beyond 2; raise DENY_TEMP_IP_LIMIT in csf.conf: packet filter is full"},
 		{name: "no limit", conf: "DENY_TEMP_IP_LIMIT = \"0\"\n", tempban: ban(0, "198.51.100.1||in|3600|lfd"), script: "set 192.0.2.7/32 10m",
 			want: "NOW|198.51.100.1||in|3600|lfd\nNOW|192.0.2.7|25,465,587|in|600|" + c + "\n", calls: "-td 192.0.2.7"},
 		{name: "replace by the difference", tempban: ban(0, "192.0.2.1|25,465,587|in|600|"+c) + ban(0, "192.0.2.2|25,465,587|in|600|"+c) + ban(0, "192.0.2.3|25|in|600|"+c) + ban(0, "192.0.2.4||in|600|theirs"),
@@ -204,20 +206,9 @@ func TestCSF(t *testing.T) {
 					b.Set = append(b.Set, Entry{netip.MustParsePrefix(strings.Fields(part)[0]), time.Now().Add(10 * time.Minute)})
 				}
 				res, err := fw.Apply(t.Context(), b)
-				if err == nil || err.Error() != tc.err && !strings.HasSuffix(err.Error(), tc.err) || len(res.Failed) != len(b.Set) {
+				if err == nil || err.Error() != tc.err && !strings.HasSuffix(err.Error(), tc.err) || len(res.Failed) != cmp.Or(tc.failed, len(b.Set)) {
 					t.Errorf("%v, failed %v", err, res.Failed)
 				}
-			}
-			round := regexp.MustCompile(`\|(\d+)\|`)
-			near := func(s string) string { // 593 and 600 are the same
-				return round.ReplaceAllStringFunc(s, func(m string) string {
-					var n int
-					fmt.Sscanf(m, "|%d|", &n)
-					if n > 60 {
-						n = (n + 20) / 60 * 60
-					}
-					return fmt.Sprintf("|%d|", n)
-				})
 			}
 			got := regexp.MustCompile(`(?m)^\d{10}\|`).ReplaceAllString(near(r.read(t, "var/lib/csf/csf.tempban")), "AGO|")
 			if got != tc.want {
@@ -232,6 +223,18 @@ func TestCSF(t *testing.T) {
 			}
 		})
 	}
+}
+
+// near rounds the times to live in csf.tempban: 593 and 600 are the same.
+func near(s string) string {
+	return regexp.MustCompile(`\|(\d+)\|`).ReplaceAllStringFunc(s, func(m string) string {
+		var n int
+		fmt.Sscanf(m, "|%d|", &n)
+		if n > 60 {
+			n = (n + 20) / 60 * 60
+		}
+		return fmt.Sprintf("|%d|", n)
+	})
 }
 
 // TestCSFHeld: what others block counts as in force as long as it stands.
@@ -487,9 +490,9 @@ func FuzzParseCSFBan(f *testing.F) {
 }
 
 func TestReadCSFConf(t *testing.T) {
-	r := newFakeCSF(t, "# IPV6 = \"1\"\nIPV6 = \"0\"\n  TESTING=\"1\" # later\nIPV6_ICMP_STRICT = \"1\"\nDENY_TEMP_IP_LIMIT = \" 250 \"\nnonsense\n"+strings.Repeat("x", 5000)+"\n")
+	r := newFakeCSF(t, "# IPV6 = \"1\"\nIPV6 = \"0\"\n  TESTING=\"1\" # later\nIPV6_ICMP_STRICT = \"1\"\nDENY_TEMP_IP_LIMIT = \" 250 \"\nIPTABLES = \"x\"\nIP6TABLES=\"/sbin/ip6tables\"\nnonsense\n"+strings.Repeat("x", 5000)+"\n")
 	got, err := readCSFConf(r.path("etc/csf/csf.conf"))
-	if want := (csfConf{testing: true, tempLimit: 250}); err != nil || got != want {
+	if want := (csfConf{testing: true, tempLimit: 250, commands: [2]string{"iptables", "/sbin/ip6tables"}}); err != nil || got != want {
 		t.Errorf("%+v, %v", got, err)
 	}
 }

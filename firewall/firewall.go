@@ -5,6 +5,7 @@ package firewall
 import (
 	"context"
 	"errors"
+	"fmt"
 	"iter"
 	"net/netip"
 	"time"
@@ -46,6 +47,9 @@ type Options struct {
 	Hook string
 	// Timeout bounds each exchange with the filter; 0 means 5 s.
 	Timeout time.Duration
+	// State is a directory of ours for what a backend has to remember across a
+	// kill; empty: it remembers nothing. Only csf needs it.
+	State string
 	// NetNS is the file descriptor of the network namespace to work in; 0
 	// means the caller's own. For tests and the demonstration.
 	NetNS int
@@ -59,7 +63,8 @@ type Capabilities struct {
 	// Timeouts: the filter ends an entry at its Until by itself. Without, the
 	// caller unsets it.
 	Timeouts bool
-	// Atomic: Apply and Replace happen wholly or not at all.
+	// Atomic: Apply and Replace happen wholly or not at all, but for entries
+	// for which there is no room.
 	Atomic bool
 	// Readback: List tells what is really in the filter. Expiry: with Until.
 	Readback, Expiry bool
@@ -71,6 +76,12 @@ type Capabilities struct {
 	// MaxTimeout is the longest timeout that the filter takes; 0: no limit.
 	// A backend sets longer entries with MaxTimeout; the caller re-arms them.
 	MaxTimeout time.Duration
+}
+
+// Warner is a Firewall that has to say something about its surroundings that
+// is no error: one sentence each, with what to do.
+type Warner interface {
+	Warnings() []string
 }
 
 // Batch is a set of changes. A prefix is in Set or in Unset, never in both.
@@ -105,6 +116,28 @@ var (
 	ErrUnknown = errors.New("state of the packet filter is not known")
 )
 
+// PartialError is what Replace returns when the filter holds the entries and
+// nothing else of ours, but for some that it did not take: there is no room for
+// all, or it is slow. Its state is known. It wraps the reasons.
+type PartialError struct {
+	Failed []Failure // never empty
+	Err    error
+}
+
+func (e *PartialError) Error() string {
+	return fmt.Sprintf("%d of the blocks are not in the packet filter, the others are: %v", len(e.Failed), e.Err)
+}
+
+func (e *PartialError) Unwrap() error { return e.Err }
+
+// partial is the error of a Replace of which this became.
+func partial(res Result, err error) error {
+	if err == nil || len(res.Failed) == 0 {
+		return err
+	}
+	return &PartialError{Failed: res.Failed, Err: err}
+}
+
 // Firewall is a packet filter that holds our entries and nothing else's. Its
 // methods are called by one goroutine at a time.
 type Firewall interface {
@@ -123,13 +156,16 @@ type Firewall interface {
 	// new Until, shorter or longer; Unset of a missing one is no error; an
 	// Entry whose Until is past is unset. Nested prefixes are independent.
 	// After an error Result.Failed names what is not applied; with
-	// ErrUnknown and ErrGone nothing is promised until Replace succeeds.
+	// ErrUnknown and ErrGone nothing is promised until Replace succeeds. Where
+	// there is no room for all (ErrFull), removals are made, and the widest
+	// entries, of equals those that last longest, go in as far as they fit.
 	Apply(ctx context.Context, b Batch) (Result, error)
 	// List yields the entries that the filter holds now, in no order.
 	List(ctx context.Context) iter.Seq2[Installed, error]
 	// Replace makes the filter hold exactly these entries, without a moment
 	// in which a block that stays is missing where Capabilities.Atomic. It
-	// implies Ensure.
+	// implies Ensure. What the filter did not take, for want of room with the
+	// preference of Apply, is named by a *PartialError.
 	Replace(ctx context.Context, entries []Entry) error
 	// Watch calls changed whenever somebody else touched our rules, with the
 	// name of the culprit if known, until ctx ends. It returns

@@ -35,8 +35,8 @@ const (
 	// ipsetMaxTimeout is IPSET_MAX_TIMEOUT in seconds, 24.8 days.
 	ipsetMaxTimeout = 2147483
 	// ipsetChunk is how many entries go into one message: an attribute's
-	// length has 16 bits, and an entry has up to 52 bytes.
-	ipsetChunk = 1000
+	// length has 16 bits, and an entry has up to 76 bytes.
+	ipsetChunk = 800
 	// ipsetListHeader is IPSET_FLAG_LIST_HEADER: no entries.
 	ipsetListHeader = 1 << 2
 
@@ -55,6 +55,8 @@ type ipset struct {
 	netNS   int
 	timeout time.Duration
 	conn    *netlink.Conn // nil when not open
+	// counts are what new entries begin to count with; usually nil.
+	counts map[netip.Prefix]Installed
 }
 
 // ipsetHeader is what a set is, without its entries.
@@ -310,10 +312,17 @@ func (s *ipset) remove(ctx context.Context, name string, prefixes []netip.Prefix
 // the kernel takes it for no error if an entry is there already, or, at a
 // removal, is not.
 func (s *ipset) batch(ctx context.Context, cmd int, name string, entries []Entry, now time.Time) error {
-	b := make([]byte, 0, 64+56*len(entries))
+	b := make([]byte, 0, 64+80*len(entries))
 	b = appendNested(b, nl.IPSET_ATTR_ADT, func(b []byte) []byte {
 		for _, e := range entries {
-			b = appendNested(b, nl.IPSET_ATTR_DATA, func(b []byte) []byte { return appendEntry(b, e, now) })
+			b = appendNested(b, nl.IPSET_ATTR_DATA, func(b []byte) []byte {
+				b = appendEntry(b, e, now)
+				if in := s.counts[e.Prefix]; in.Packets > 0 && cmd == nl.IPSET_CMD_ADD {
+					b = appendAttr(b, nl.IPSET_ATTR_BYTES|netlink.NetByteOrder, binary.BigEndian.AppendUint64(nil, in.Bytes)...)
+					b = appendAttr(b, nl.IPSET_ATTR_PACKETS|netlink.NetByteOrder, binary.BigEndian.AppendUint64(nil, in.Packets)...)
+				}
+				return b
+			})
 		}
 		return b
 	})

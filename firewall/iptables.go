@@ -29,6 +29,7 @@ type xt struct {
 	set      ipset
 	revision byte
 	why      string // how it works, for people
+	warnings []string
 }
 
 // xtFamily is one of iptables and ip6tables.
@@ -73,7 +74,15 @@ func newXt(o Options, ip4, ip6 string, noSets bool) (*xt, error) {
 func (x *xt) Name() string { return IPTables }
 
 // reason is how it works here, for Open.
-func (x *xt) reason() string { return x.why }
+func (x *xt) reason() string {
+	why := x.why
+	for _, w := range x.warnings {
+		why += "; warning: " + w
+	}
+	return why
+}
+
+func (x *xt) Warnings() []string { return x.warnings }
 
 // Probe lets the commands check our rules, against sets that are made for it
 // and taken away again. (The legacy commands make their table, if it is not
@@ -140,6 +149,7 @@ func (x *xt) Probe(ctx context.Context) (Capabilities, error) {
 			}
 		}
 	}
+	x.warnings = nil
 	for _, f := range families {
 		if o := f.other(ctx); o != nil {
 			if n := o.rules(ctx); n != 0 {
@@ -147,7 +157,7 @@ func (x *xt) Probe(ctx context.Context) (Capabilities, error) {
 				if n < 0 {
 					count = "some"
 				}
-				x.why += fmt.Sprintf("; warning: %s holds %s rules too, which iptables here does not show", o, count)
+				x.warnings = append(x.warnings, fmt.Sprintf("%s holds %s rules too, which iptables here does not show; what both hold is in force, and whoever flushes one leaves the other", o, count))
 			}
 		}
 	}
@@ -316,9 +326,7 @@ func (x *xt) Apply(ctx context.Context, b Batch) (Result, error) {
 		return x.applyRules(ctx, p, now)
 	}
 	x.clamp(p.set, now)
-	if err := x.book.room(p, now); err != nil {
-		return failAll(p.prefixes(), err), err
-	}
+	p, res, full := x.book.fit(p, now)
 	var set [2][]Entry
 	var unset [2][]netip.Prefix
 	for _, e := range p.set {
@@ -331,11 +339,11 @@ func (x *xt) Apply(ctx context.Context, b Batch) (Result, error) {
 	}
 	for i, v6 := range []bool{false, true} {
 		name := setName(v6)
+		refused := make(map[netip.Prefix]bool)
 		doing := fmt.Sprintf("setting %d and removing %d entries in set %s", len(set[i]), len(unset[i]), name)
 		err := x.set.remove(ctx, name, unset[i])
 		if err == nil {
 			x.book.apply(plan{unset: unset[i]})
-			refused := make(map[netip.Prefix]bool)
 			err = x.set.add(ctx, name, set[i], now, func(pfx netip.Prefix, err error) {
 				refused[pfx] = true
 				res.Failed = append(res.Failed, Failure{pfx, ipsetError(fmt.Sprintf("adding %v to set %s", pfx, name), err)})
@@ -344,19 +352,20 @@ func (x *xt) Apply(ctx context.Context, b Batch) (Result, error) {
 				x.book.apply(plan{set: slices.DeleteFunc(set[i], func(e Entry) bool { return refused[e.Prefix] })})
 			}
 		}
-		if err != nil && !(len(res.Failed) > 0 && ipsetRefused(err)) {
+		if err != nil && !(len(refused) > 0 && ipsetRefused(err)) {
 			err = ipsetError(doing, err)
 			rest := plan{set: set[i], unset: unset[i]}
 			if i == 0 {
 				rest.set, rest.unset = append(rest.set, set[1]...), append(rest.unset, unset[1]...)
 			}
-			return failAll(rest.prefixes(), err), err
+			res.Failed = append(res.Failed, failAll(rest.prefixes(), err).Failed...)
+			return res, err
 		}
 	}
-	if len(res.Failed) > 0 {
-		return res, res.Failed[0].Err
+	if full == nil && len(res.Failed) > 0 {
+		full = res.Failed[0].Err
 	}
-	return Result{}, nil
+	return res, full
 }
 
 // clamp shortens what is longer than the kernel takes.
@@ -378,11 +387,8 @@ func (x *xt) Replace(ctx context.Context, entries []Entry) error {
 	if err := x.probed(ctx); err != nil {
 		return err
 	}
-	empty := book{max: x.book.max}
-	if err := empty.room(plan{set: p.set}, now); err != nil {
-		return err
-	}
-	return x.rebuild(ctx, p.set)
+	p, res, full := x.book.fitAll(p, now)
+	return cmpErr(x.rebuild(ctx, p.set), partial(res, full))
 }
 
 // rebuild makes the filter hold exactly these entries, in rules of our layout.
@@ -453,7 +459,17 @@ func (x *xt) refillSet(ctx context.Context, name string, v6, timeouts bool, entr
 	if err != nil {
 		return ipsetError(doing, err)
 	}
+	if timeouts && len(entries) > 0 {
+		// What stays goes on counting where it was.
+		if old, err := x.set.list(ctx, name); err == nil {
+			x.set.counts = make(map[netip.Prefix]Installed, len(old))
+			for _, in := range old {
+				x.set.counts[in.Prefix] = in
+			}
+		}
+	}
 	err = x.set.add(ctx, name+xtNew, entries, now, func(netip.Prefix, error) {})
+	x.set.counts = nil
 	if err == nil {
 		err = x.set.swap(ctx, name+xtNew, name)
 	}
@@ -462,11 +478,15 @@ func (x *xt) refillSet(ctx context.Context, name string, v6, timeouts bool, entr
 
 // rebuildChain puts chain and jump in place unless they are.
 func (x *xt) rebuildChain(ctx context.Context, f *xtFamily, rules []xtRule) error {
-	doing := "putting our rules into " + f.String()
-	// The other table may have what was built with another hook.
-	if err := x.removeFrom(ctx, f.xtables, otherTable(x.layout.table)); err != nil {
+	if err := x.putChain(ctx, f, rules); err != nil {
 		return err
 	}
+	// The other table may have what was built with another hook.
+	return x.removeFrom(ctx, f.xtables, otherTable(x.layout.table))
+}
+
+func (x *xt) putChain(ctx context.Context, f *xtFamily, rules []xtRule) error {
+	doing := "putting our rules into " + f.String()
 	for try := 1; ; try++ {
 		parent, chain, err := x.chains(ctx, f)
 		if err != nil {
@@ -579,6 +599,16 @@ func (x *xt) List(ctx context.Context) iter.Seq2[Installed, error] {
 func (x *xt) adopt(ctx context.Context) []Entry {
 	var entries []Entry
 	now := time.Now()
+	if !x.layout.sets {
+		for _, f := range x.families {
+			for p, e := range x.anyRules(ctx, f) {
+				if e.until > now.Unix() && len(entries) < x.book.max {
+					entries = append(entries, Entry{Prefix: p, Until: time.Unix(e.until, 0)})
+				}
+			}
+		}
+		return entries
+	}
 	for in, err := range x.List(ctx) {
 		if err != nil || len(entries) >= x.book.max {
 			break

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -191,15 +192,20 @@ func (l *xtLayout) entryRules(v6 bool, entries map[netip.Prefix]xtEntry) []xtRul
 	return rules
 }
 
+// xtUntil is the comment of an entry's rule, of any layout.
+var xtUntil = regexp.MustCompile(`"smtpguard/\d+ [0-9a-f]{12} until (\d+)"`)
+
 // readEntryRules is the reverse of entryRules, for the lines of list; what is
 // not ours is left out.
-func (l *xtLayout) readEntryRules(lines []string) map[netip.Prefix]xtEntry {
+func readEntryRules(lines []string) map[netip.Prefix]xtEntry {
 	entries := make(map[netip.Prefix]xtEntry)
 	for _, line := range lines {
-		_, rest, ok := strings.Cut(line, l.tag("until "))
-		digits, _, _ := strings.Cut(rest, `"`)
-		until, err := strconv.ParseInt(digits, 10, 64)
-		if !ok || err != nil {
+		m := xtUntil.FindStringSubmatch(line)
+		if m == nil {
+			continue
+		}
+		until, err := strconv.ParseInt(m[1], 10, 64)
+		if err != nil {
 			continue
 		}
 		var prefix netip.Prefix

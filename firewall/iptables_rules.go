@@ -32,7 +32,22 @@ func (x *xt) readRules(ctx context.Context, f *xtFamily) (map[netip.Prefix]xtEnt
 	if err != nil {
 		return nil, xtError(doing, err)
 	}
-	return x.layout.readEntryRules(lines), nil
+	return readEntryRules(lines), nil
+}
+
+// anyRules gives the entries of one family in rules of whatever settings, hook
+// or version; what cannot be read is left.
+func (x *xt) anyRules(ctx context.Context, f *xtFamily) map[netip.Prefix]xtEntry {
+	all := make(map[netip.Prefix]xtEntry)
+	for _, table := range []string{otherTable(x.layout.table), x.layout.table} {
+		if ok, err := f.has(ctx, table); !ok || err != nil {
+			continue
+		}
+		if lines, err := f.list(ctx, table, xtChain, true); err == nil {
+			maps.Copy(all, readEntryRules(lines))
+		}
+	}
+	return all
 }
 
 func (x *xt) family(v6 bool) *xtFamily {
@@ -59,6 +74,18 @@ func (x *xt) applyRules(ctx context.Context, p plan, now time.Time) (Result, err
 		i := familyIndex(pfx.Addr().Is6())
 		touched[i] = append(touched[i], pfx)
 	}
+	for _, entries := range have {
+		maps.DeleteFunc(entries, func(_ netip.Prefix, e xtEntry) bool { return e.until <= now.Unix() })
+	}
+	for _, pfx := range p.unset {
+		delete(have[familyIndex(pfx.Addr().Is6())], pfx)
+	}
+	p, res, full := p.fit(x.book.max-len(have[0])-len(have[1]), func(pfx netip.Prefix) bool {
+		_, ok := have[familyIndex(pfx.Addr().Is6())][pfx]
+		return ok
+	}, func(over int) error {
+		return fmt.Errorf("%d entries would be in force, %d are allowed: %w", x.book.max+over, x.book.max, ErrFull)
+	})
 	for _, e := range p.set {
 		i := familyIndex(e.Prefix.Addr().Is6())
 		if have[i] == nil {
@@ -67,18 +94,6 @@ func (x *xt) applyRules(ctx context.Context, p plan, now time.Time) (Result, err
 		}
 		was := have[i][e.Prefix]
 		have[i][e.Prefix] = xtEntry{untilSeconds(e.Until), was.packets, was.bytes}
-	}
-	for _, pfx := range p.unset {
-		delete(have[familyIndex(pfx.Addr().Is6())], pfx)
-	}
-	count := 0
-	for _, entries := range have {
-		maps.DeleteFunc(entries, func(_ netip.Prefix, e xtEntry) bool { return e.until <= now.Unix() })
-		count += len(entries)
-	}
-	if count > x.book.max {
-		err := fmt.Errorf("%d entries would be in force, %d are allowed: %w", count, x.book.max, ErrFull)
-		return failAll(all, err), err
 	}
 	for i, v6 := range []bool{false, true} {
 		f := x.family(v6)
@@ -94,7 +109,7 @@ func (x *xt) applyRules(ctx context.Context, p plan, now time.Time) (Result, err
 		}
 		x.noteRules(v6, have[i])
 	}
-	return Result{}, nil
+	return res, full
 }
 
 // writeRules replaces the content of our chain and reads what became of it.
@@ -135,10 +150,9 @@ func (x *xt) rebuildRules(ctx context.Context, entries []Entry) error {
 	}
 	for _, f := range x.families {
 		m := want[familyIndex(f.v6)]
-		if have, err := x.readRules(ctx, f); err == nil { // what stays keeps its counters
-			for p, e := range m {
-				m[p] = xtEntry{e.until, have[p].packets, have[p].bytes}
-			}
+		have := x.anyRules(ctx, f) // what stays keeps its counters
+		for p, e := range m {
+			m[p] = xtEntry{e.until, have[p].packets, have[p].bytes}
 		}
 		if err := x.rebuildChain(ctx, f, x.layout.entryRules(f.v6, m)); err != nil {
 			return err

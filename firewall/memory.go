@@ -37,11 +37,12 @@ func (m *memory) Apply(ctx context.Context, b Batch) (Result, error) {
 	if err != nil {
 		return res, err
 	}
-	if err := errors.Join(ctx.Err(), m.room(p, now)); err != nil {
+	if err := ctx.Err(); err != nil {
 		return failAll(p.prefixes(), err), err
 	}
+	p, res, err = m.fit(p, now)
 	m.apply(p)
-	return Result{}, nil
+	return res, err
 }
 
 func (m *memory) List(ctx context.Context) iter.Seq2[Installed, error] {
@@ -59,16 +60,14 @@ func (m *memory) List(ctx context.Context) iter.Seq2[Installed, error] {
 }
 
 func (m *memory) Replace(ctx context.Context, entries []Entry) error {
-	p, _, err := planBatch(Batch{Set: entries}, time.Now())
-	if err != nil {
+	now := time.Now()
+	p, _, err := planBatch(Batch{Set: entries}, now)
+	if err = cmpErr(err, ctx.Err()); err != nil {
 		return err
 	}
-	empty := book{max: m.max}
-	if err := errors.Join(ctx.Err(), empty.room(plan{set: p.set}, time.Now())); err != nil {
-		return err
-	}
+	p, res, err := m.fitAll(p, now)
 	m.replace(p.set)
-	return nil
+	return partial(res, err)
 }
 
 func (m *memory) Watch(context.Context, func(string)) error { return errors.ErrUnsupported }

@@ -9,8 +9,11 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -29,13 +32,24 @@ func TestMain(m *testing.M) {
 	if root := os.Getenv(fakeCSFRoot); root != "" {
 		os.Exit(fakeCSF(root, os.Args[1:]))
 	}
+	if root := os.Getenv(killMe); root != "" {
+		toBeKilled(root)
+	}
 	// They wait for packets that do not come more than they work.
 	if err := flag.Set("test.parallel", "8"); err != nil {
 		panic(err)
 	}
 	const again = "SMTPGUARD_TEST_IN_USERNS"
 	if os.Geteuid() == 0 || os.Getenv(again) != "" {
-		os.Exit(m.Run())
+		// The usual lock is one for all namespaces, and for whoever else runs
+		// iptables on this machine.
+		lock := filepath.Join(os.TempDir(), fmt.Sprintf("smtpguard-xtables-%d.lock", os.Getpid()))
+		if err := os.Setenv("XTABLES_LOCKFILE", lock); err != nil {
+			panic(err)
+		}
+		code := m.Run()
+		_ = os.Remove(lock) // not there if no test needed it
+		os.Exit(code)
 	}
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), again+"=1", "XTABLES_LOCKFILE="+os.TempDir()+"/xtables.lock")
@@ -157,14 +171,20 @@ func (ns netNS) nft(script string) string {
 // wire joins the namespaces by a veth pair, with addresses at each end.
 func wire(t testing.TB, a, b netNS, addrsA, addrsB []string) {
 	t.Helper()
+	wireAs(t, "veth", a, b, addrsA, addrsB)
+}
+
+// wireAs is wire with another name for both ends.
+func wireAs(t testing.TB, name string, a, b netNS, addrsA, addrsB []string) {
+	t.Helper()
 	a.handle(func(h *netlink.Handle) error {
 		return h.LinkAdd(&netlink.Veth{
-			LinkAttrs: netlink.LinkAttrs{Name: "veth"}, PeerName: "veth", PeerNamespace: netlink.NsFd(b.fd),
+			LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: name, PeerNamespace: netlink.NsFd(b.fd),
 		})
 	})
 	up := func(ns netNS, addrs []string) {
 		ns.handle(func(h *netlink.Handle) error {
-			link, err := h.LinkByName("veth")
+			link, err := h.LinkByName(name)
 			if err != nil {
 				return err
 			}
@@ -241,4 +261,65 @@ func echoes(c net.Conn, within time.Duration) bool {
 	}
 	_, err := c.Read(make([]byte, 1))
 	return err == nil
+}
+
+// flooded has two clients send to a port of ns as fast as they can, until the
+// test ends, and counts what arrives from each.
+func (ns netNS) flooded(client netNS, to, a, b string) (fromA, fromB func() int64) {
+	ns.t.Helper()
+	var in net.PacketConn
+	if err := ns.do(func() (err error) { in, err = net.ListenPacket("udp", to); return err }); err != nil {
+		ns.t.Fatal(err)
+	}
+	var counts [2]atomic.Int64
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for buf := make([]byte, 16); ; {
+			_, from, err := in.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			for i, addr := range []string{a, b} {
+				if from.(*net.UDPAddr).IP.String() == addr {
+					counts[i].Add(1)
+				}
+			}
+		}
+	})
+	for _, addr := range []string{a, b} {
+		var c net.Conn
+		err := client.do(func() (err error) {
+			d := net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(addr)}}
+			c, err = d.Dial("udp", to)
+			return err
+		})
+		if err != nil {
+			ns.t.Fatal(err)
+		}
+		wg.Go(func() {
+			defer c.Close()
+			for {
+				select {
+				case <-stop:
+					return
+				case <-time.After(50 * time.Microsecond):
+					_, _ = c.Write([]byte("x")) // refused, when the other end is gone
+				}
+			}
+		})
+	}
+	ns.t.Cleanup(func() { close(stop); in.Close(); wg.Wait() })
+	return counts[0].Load, counts[1].Load
+}
+
+// more waits until a count grows: something gets through, or nothing is proved.
+func more(t testing.TB, count func() int64) {
+	t.Helper()
+	before := count()
+	for end := time.Now().Add(20 * time.Second); count() == before; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("nobody gets through")
+		}
+	}
 }

@@ -179,13 +179,15 @@ func (n *nft) Apply(ctx context.Context, b Batch) (Result, error) {
 	if err != nil {
 		return res, err
 	}
-	if err := errors.Join(ctx.Err(), n.book.room(p, now)); err != nil {
+	if err := ctx.Err(); err != nil {
 		return failAll(p.prefixes(), err), err
 	}
+	all := p
+	p, res, full := n.book.fit(p, now)
 	if n.lengths == nil {
 		if ok, err := n.inspect(ctx); err != nil || !ok {
 			err = nftError("reading our nftables table", cmpErr(err, unix.ENOENT))
-			return failAll(p.prefixes(), err), err
+			return failAll(all.prefixes(), err), err
 		}
 	}
 	// One transaction, unless the socket is too small for it.
@@ -195,10 +197,11 @@ func (n *nft) Apply(ctx context.Context, b Batch) (Result, error) {
 		part.set, p.set = cut(p.set, room)
 		part.unset, p.unset = cut(p.unset, room-len(part.set))
 		if err := n.change(ctx, part, now); err != nil {
-			return failAll(append(part.prefixes(), p.prefixes()...), err), err
+			rest := failAll(append(part.prefixes(), p.prefixes()...), err)
+			return Result{append(rest.Failed, res.Failed...)}, err
 		}
 	}
-	return Result{}, nil
+	return res, full
 }
 
 // change makes the changes in one transaction.
@@ -266,23 +269,23 @@ func (n *nft) change(ctx context.Context, p plan, now time.Time) error {
 }
 
 func (n *nft) Replace(ctx context.Context, entries []Entry) error {
-	p, _, err := planBatch(Batch{Set: entries}, time.Now())
-	if err != nil {
+	now := time.Now()
+	p, _, err := planBatch(Batch{Set: entries}, now)
+	if err = cmpErr(err, ctx.Err()); err != nil {
 		return err
 	}
-	empty := book{max: n.book.max}
-	if err := errors.Join(ctx.Err(), empty.room(plan{set: p.set}, time.Now())); err != nil {
-		return err
-	}
+	p, res, full := n.book.fitAll(p, now)
 	n.events.tampered.Store(false)
 	n.events.lost.Store(false)
-	return n.rebuild(ctx, p.set)
+	return cmpErr(n.rebuild(ctx, p.set), partial(res, full))
 }
 
 // rebuild makes our table anew with exactly these entries, in one transaction
-// and hence without a gap, whatever stood there.
+// and hence without a gap, whatever stood there (but for a packet that is
+// between the old chain and the new one at that instant).
 func (n *nft) rebuild(ctx context.Context, entries []Entry) error {
 	doing := fmt.Sprintf("building our nftables table with %d entries", len(entries))
+	counts := n.counted(ctx, entries)
 	if err := n.open(); err != nil {
 		return nftError(doing, err)
 	}
@@ -314,6 +317,7 @@ func (n *nft) rebuild(ctx context.Context, entries []Entry) error {
 		return nftError(doing, err)
 	}
 	n.book.replace(entries)
+	n.carry(ctx, entries, counts, now)
 	// Read back what the kernel made of it, and recognise it from now on.
 	if ok, err := n.inspect(ctx); err != nil || !ok {
 		return nftError(doing, cmpErr(err, errChanging))

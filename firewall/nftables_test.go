@@ -563,13 +563,14 @@ func BenchmarkInsert(b *testing.B) {
 				times = append(times, time.Since(start))
 			}
 			slices.Sort(times)
+			b.ReportMetric(float64(times[len(times)/2].Microseconds()), "p50-µs")
 			b.ReportMetric(float64(times[len(times)*99/100].Microseconds()), "p99-µs")
 		})
 	}
 }
 
 func BenchmarkReplace(b *testing.B) {
-	for _, n := range []int{10_000, 100_000} {
+	for _, n := range []int{1, 10_000, 100_000, 1_000_000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			fw := openIn(b, newNetNS(b), NFTables, Options{MaxEntries: n, Ports: []uint16{25, 465, 587}})
 			es := many(n)
@@ -584,7 +585,7 @@ func BenchmarkReplace(b *testing.B) {
 
 // BenchmarkNftCommand is the measure for BenchmarkReplace: nft -f of the same.
 func BenchmarkNftCommand(b *testing.B) {
-	for _, n := range []int{10_000, 100_000} {
+	for _, n := range []int{1, 10_000, 100_000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			ns := newNetNS(b)
 			var text strings.Builder

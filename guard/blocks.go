@@ -15,10 +15,12 @@ import (
 type blocks struct {
 	table bart.Table[*store.Block]
 	class map[BlockClass]int // how many there are of each
+	edits uint64             // steps with every change
 }
 
 func (b *blocks) put(blk store.Block) {
 	b.remove(blk.Prefix)
+	b.edits++
 	b.table.Insert(blk.Prefix, &blk)
 	if b.class == nil {
 		b.class = make(map[BlockClass]int)
@@ -31,6 +33,7 @@ func (b *blocks) remove(p netip.Prefix) {
 	if !ok {
 		return
 	}
+	b.edits++
 	b.table.Delete(p)
 	c := classOf(old)
 	if b.class[c]--; b.class[c] == 0 {

@@ -62,6 +62,9 @@ type Options struct {
 	// configuration), else 0; CapacityFrom says where it comes from.
 	Capacity     int
 	CapacityFrom string
+	// Teller is told which blocks another backend than CSF has in force; nil:
+	// nobody is.
+	Teller Teller
 	// Self returns what must never be blocked on this machine; nil means
 	// the function Self.
 	Self func(context.Context) ([]Exempt, error)
@@ -119,6 +122,7 @@ type Guard struct {
 	full    fullness
 	pulsed  time.Time // when OnPulse was last called
 	dropped Dropped
+	telling telling
 }
 
 // input is what a log's goroutine hands to the deciding one: the events of
@@ -193,6 +197,7 @@ func New(ctx context.Context, o Options) (*Guard, error) {
 	} else {
 		return nil, errors.Join(fmt.Errorf("firewall %s: %w", g.fw.Name(), err), g.fw.Close(ctx, false))
 	}
+	g.telling.edits = g.blocks.edits
 	return g, nil
 }
 
@@ -208,7 +213,9 @@ func (g *Guard) unreadable(what string, err error) bool {
 
 // Close lets go of the packet filter. Blocks stay in force until their time
 // unless remove is set. The store is the caller's.
-func (g *Guard) Close(ctx context.Context, remove bool) error { return g.fw.Close(ctx, remove) }
+func (g *Guard) Close(ctx context.Context, remove bool) error {
+	return errors.Join(g.fw.Close(ctx, remove), g.lastWord(ctx, remove))
+}
 
 // Backend is the name of the packet filter in use.
 func (g *Guard) Backend() string { return g.fw.Name() }
@@ -315,6 +322,7 @@ func (g *Guard) Run(ctx context.Context) error {
 		})
 	}
 	wg.Go(func() { g.watch(ctx) })
+	g.startTelling(ctx, &wg)
 
 	g.notify("READY=1")
 
@@ -362,6 +370,7 @@ func (g *Guard) Run(ctx context.Context) error {
 			}
 			g.passTime(ctx, now)
 			g.beat(now)
+			g.tellCSF(now)
 			every(now, &due.sweep, sweepEvery, func() {
 				if g.sweep(ctx, now) {
 					g.tidy(&wg, "ending blocks in the store", func() error {
@@ -372,7 +381,12 @@ func (g *Guard) Run(ctx context.Context) error {
 			})
 			every(now, &due.trend, trendEvery, func() { g.trend = bounded(append(g.trend, g.det.Count()), trendMost) })
 			every(now, &due.structure, structureEvery, func() { g.checkStructure(ctx) })
-			every(now, &due.content, contentEvery, func() { g.checkContent(ctx) })
+			every(now, &due.content, contentEvery, func() {
+				g.checkContent(ctx)
+				// Of 100,000 the reading takes most of a second: no more than a
+				// hundredth of the time.
+				due.content = now.Add(max(contentEvery, 100*time.Since(now)))
+			})
 			every(now, &due.self, selfEvery, func() {
 				if err := g.refreshSelf(ctx); err != nil {
 					g.fault("looking at this machine's own addresses", err)
@@ -610,9 +624,12 @@ func (g *Guard) renewFilter(ctx context.Context) error {
 		return nil
 	}
 	now := time.Now()
+	var filled error
 	fw, err := g.o.OpenFirewall(ctx, allow, entries)
 	if err == nil {
-		if err = fw.Replace(ctx, g.wanted(now)); err != nil {
+		var part *firewall.PartialError
+		if filled = fw.Replace(ctx, g.wanted(now)); filled != nil && !errors.As(filled, &part) {
+			err = filled
 			_ = fw.Close(ctx, false)
 		}
 	}
@@ -630,7 +647,7 @@ func (g *Guard) renewFilter(ctx context.Context) error {
 		g.unwatch() // the new one is watched instead
 	}
 	g.fwMu.Unlock()
-	g.drift.clear()
+	_ = g.refilled(filled, now) // told there
 	if err := old.Close(ctx, false); err != nil {
 		g.fault("closing the packet filter", err)
 	}

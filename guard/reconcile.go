@@ -65,11 +65,9 @@ func (g *Guard) restore(ctx context.Context) error {
 	_, _ = g.liftAllowed(ctx)
 	now := time.Now()
 	g.adopt(ctx, now)
-	if err := g.fw.Replace(ctx, g.wanted(now)); err != nil {
-		if errors.Is(err, firewall.ErrUnavailable) {
-			return fmt.Errorf("firewall %s: %w", g.fw.Name(), err)
-		}
-		g.broke(err, now)
+	if err := g.refill(ctx, now); errors.Is(err, firewall.ErrUnavailable) {
+		return fmt.Errorf("firewall %s: %w", g.fw.Name(), err)
+	} else if g.drift.broken != nil {
 		return nil
 	}
 	g.drift.checked = now
@@ -182,24 +180,58 @@ func (g *Guard) change(ctx context.Context, b firewall.Batch) error {
 	return err
 }
 
+// refill makes the packet filter hold what the store says. What it does not
+// take for want of room is noted block by block, and tried again; the error
+// tells of it too.
+func (g *Guard) refill(ctx context.Context, now time.Time) error {
+	return g.refilled(g.fw.Replace(ctx, g.wanted(now)), now)
+}
+
+// refilled notes what became of a Replace.
+func (g *Guard) refilled(err error, now time.Time) error {
+	var part *firewall.PartialError
+	switch {
+	case err == nil:
+		g.drift.clear()
+	case errors.As(err, &part):
+		news, backoff := len(g.drift.failed) != len(part.Failed), g.drift.backoff
+		g.drift.clear()
+		for _, f := range part.Failed {
+			g.drift.fail(f.Prefix, f.Err)
+		}
+		g.drift.backoff = time.Second // a slow one goes on at once
+		if errors.Is(err, firewall.ErrFull) {
+			g.drift.backoff = min(max(2*backoff, time.Second), 30*time.Second)
+		}
+		g.drift.retryAt = now.Add(g.drift.backoff)
+		if news {
+			g.fault("the packet filter does not take every block", err)
+		}
+	default:
+		g.broke(err, now)
+	}
+	return err
+}
+
 // repair replaces everything of ours in the packet filter by what the store
 // says. force ignores the back-off.
 func (g *Guard) repair(ctx context.Context, by string, now time.Time, force bool) error {
 	if !force && now.Before(g.drift.retryAt) {
 		return g.drift.broken
 	}
-	if err := g.fw.Replace(ctx, g.wanted(now)); err != nil {
-		g.broke(err, now)
+	err := g.refill(ctx, now)
+	if g.drift.broken != nil {
 		return err
 	}
-	g.drift.clear()
-	g.drift.suspect = false
-	g.drift.repairs++
-	g.drift.repaired, g.drift.checked = now, now
+	g.drift.suspect, g.drift.checked = false, now
+	if err == nil || force {
+		g.drift.repairs++
+		g.drift.repaired = now
+	}
 	if by != "" {
 		g.drift.by = by
 	}
-	return nil
+	return err
 }
 
 // broke notes that the packet filter as a whole failed; it is tried again
@@ -218,10 +250,15 @@ func (g *Guard) checkStructure(ctx context.Context) {
 	}
 	now := time.Now()
 	if g.drift.broken != nil || len(g.drift.failed) > 0 {
-		if !now.Before(g.drift.retryAt) && g.repair(ctx, "", now, false) == nil {
-			g.log.Info("the packet filter holds what the store says again", "blocks", g.blocks.len())
+		if !now.Before(g.drift.retryAt) {
+			if g.repair(ctx, "", now, false) == nil {
+				g.log.Info("the packet filter holds what the store says again", "blocks", g.blocks.len())
+			}
+			return
 		}
-		return
+		if g.drift.broken != nil {
+			return
+		}
 	}
 	changed, err := g.fw.Ensure(ctx)
 	if err != nil {
@@ -241,6 +278,9 @@ func (g *Guard) checkStructure(ctx context.Context) {
 
 // tampered repairs what somebody else did to our rules and says who it was.
 func (g *Guard) tampered(ctx context.Context, by string) {
+	if g.drift.broken != nil && time.Now().Before(g.drift.retryAt) {
+		return // everything is put back then, and not before: he may be as fast as we are
+	}
 	changed := by == "" // found by looking: Ensure has mended the layout already
 	if !changed {
 		var err error
@@ -262,12 +302,12 @@ func (g *Guard) tampered(ctx context.Context, by string) {
 		g.drift.fights = g.drift.fights[1:]
 	}
 	if g.drift.fights = append(g.drift.fights, now); len(g.drift.fights) > fightsMost {
-		g.broke(fmt.Errorf("%s has changed our rules %d times within a minute", who, len(g.drift.fights)), now)
+		g.broke(fmt.Errorf("%s has changed our rules %d times within a minute, and undoes every repair: find and stop it (a cron job, another firewall program)", who, len(g.drift.fights)), now)
 		g.drift.backoff = 15 * time.Second
 		g.drift.retryAt = now.Add(g.drift.backoff)
 		return
 	}
-	if g.repair(ctx, by, now, true) == nil {
+	if _ = g.repair(ctx, by, now, true); g.drift.broken == nil {
 		g.tell(Event{On: OnTamper, Time: now, By: by, Why: who + " changed our rules in the packet filter; they are put back"})
 		g.log.Warn("our rules in the packet filter were changed; they are put back", "by", who, "blocks", len(g.wanted(now)))
 	}
@@ -315,8 +355,8 @@ func (g *Guard) watch(ctx context.Context) {
 }
 
 // contentMax is the number of entries up to which all of them are compared;
-// reading back more takes the kernel seconds.
-const contentMax = 20_000
+// these take the kernel 0.7 s, and the time grows with the square.
+const contentMax = 100_000
 
 // checkContent compares the entries in the packet filter with the store.
 func (g *Guard) checkContent(ctx context.Context) {
@@ -348,7 +388,8 @@ func (g *Guard) checkContent(ctx context.Context) {
 	}
 	g.dropped.read()
 	for p, until := range want {
-		if until.Sub(now) > time.Second { // about to run out: both sides let go of it now
+		_, known := g.drift.failed[p]               // tried again on a timer of its own
+		if !known && until.Sub(now) > time.Second { // about to run out: both sides let go of it now
 			b.Set = append(b.Set, firewall.Entry{Prefix: p, Until: until})
 		}
 	}

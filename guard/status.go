@@ -104,6 +104,11 @@ type FirewallStatus struct {
 	Repairs  uint64         `json:"repairs"`
 	Repaired time.Time      `json:"repaired,omitzero"`
 	By       string         `json:"repaired_after,omitempty"` // who had changed our rules
+	// CSF is what CSF was told where another backend blocks; nil where it is
+	// not installed.
+	CSF *firewall.CSFStatus `json:"csf,omitempty"`
+	// Warnings are about the packet filter's surroundings, each with what to do.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // State says whether a block does what it says.
@@ -191,6 +196,10 @@ func (g *Guard) status(ctx context.Context) Status {
 		}
 	}
 	slices.SortFunc(s.Firewall.Missing, netip.Prefix.Compare)
+	s.Firewall.CSF = g.csfStatus()
+	if f, ok := g.fw.(firewall.Warner); ok {
+		s.Firewall.Warnings = f.Warnings()
+	}
 	s.Warnings = g.warnings(s)
 	for i := len(g.recent) - 1; i >= 0 && len(s.Decisions) < 10; i-- {
 		s.Decisions = append(s.Decisions, g.recent[i])
@@ -274,6 +283,12 @@ func (g *Guard) warnings(s Status) []string {
 	}
 	if !s.Firewall.Agrees {
 		w = append(w, "the packet filter does not hold what the store says: "+s.Firewall.Error)
+	}
+	for _, sentence := range s.Firewall.Warnings {
+		w = append(w, "firewall "+s.Firewall.Backend+": "+sentence)
+	}
+	if c := s.Firewall.CSF; c != nil && c.Error != "" {
+		w = append(w, "CSF is not told of every block, which are in force all the same: "+c.Error)
 	}
 	if n := len(g.unsaved); n > 0 {
 		w = append(w, fmt.Sprintf("%d blocks could not be written down (is the disk full?); they are in force for %s at most, and a restart forgets them", n, unsavedFor))

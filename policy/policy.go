@@ -54,6 +54,14 @@ const (
 	HookInput      Hook = "input"      // only what is for this machine itself
 )
 
+// CSF says what CSF learns of blocks that another backend makes.
+type CSF string
+
+const (
+	CSFCooperate CSF = "cooperate" // it shows the widest and worst as temporary denies
+	CSFIgnore    CSF = "ignore"    // nothing
+)
+
 // OnStop says what happens to blocks when the daemon is stopped.
 type OnStop string
 
@@ -152,6 +160,7 @@ type Firewall struct {
 	Backend Backend
 	Hook    Hook
 	OnStop  OnStop
+	CSF     CSF
 }
 
 // Store says where the state is kept.
@@ -195,7 +204,7 @@ func Default() *Policy {
 		},
 		KnownGood: KnownGood{Factor: 2, MaxAge: 30 * day, Max: 100_000},
 		Memory:    64 << 20,
-		Firewall:  Firewall{Backend: BackendAuto, Hook: HookPrerouting, OnStop: Keep},
+		Firewall:  Firewall{Backend: BackendAuto, Hook: HookPrerouting, OnStop: Keep, CSF: CSFCooperate},
 		Store:     Store{Path: "/var/lib/smtpguard/smtpguard.db"},
 		Control:   Control{Socket: "/run/smtpguard/smtpguard.sock"},
 		Reports:   defaultReports(),

@@ -111,7 +111,7 @@ allow:
   - 192.0.2.7        # monitoring: "the old one"
   - 198.51.100.0/24
   - 2001:db8::/32  # office
-firewall: {backend: iptables, hook: input, on_stop: remove}
+firewall: {backend: iptables, hook: input, on_stop: remove, csf: ignore}
 store: {path: /srv/state}
 control: {socket: /srv/socket, group: "007"}
 reports:

@@ -54,6 +54,7 @@ func schema(p *Policy) mapping {
 			{name: "backend", codec: word(&p.Firewall.Backend, BackendAuto, BackendNftables, BackendIptables, BackendCSF, BackendMemory)},
 			{name: "hook", codec: word(&p.Firewall.Hook, HookPrerouting, HookInput)},
 			{name: "on_stop", codec: word(&p.Firewall.OnStop, Keep, Remove)},
+			{name: "csf", codec: word(&p.Firewall.CSF, CSFCooperate, CSFIgnore)},
 		}},
 		{name: "store", codec: mapping{
 			{name: "path", codec: text(&p.Store.Path, "the path of a file", checkPath)},

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -91,6 +92,19 @@ func (e *env) firewallStatus(c *cli.Context) error {
 			}
 			fmt.Fprintf(e.stdout, "put right %d times, the last time at %s%s\n", r.Repairs, clock(r.Repaired), by)
 		}
+		for _, w := range r.Warnings {
+			fmt.Fprintln(e.stdout, "warning:", w)
+		}
+		if s := r.CSF; s != nil {
+			fmt.Fprintf(e.stdout, "CSF is told of %d of %s (it has room for %d)", s.Told, count(s.Of, "block", "blocks"), s.Most)
+			if s.Over > 0 {
+				fmt.Fprintf(e.stdout, ", and still has %d that have ended", s.Over)
+			}
+			if s.Error != "" {
+				fmt.Fprintf(e.stdout, ": %s", s.Error)
+			}
+			fmt.Fprintln(e.stdout)
+		}
 	}
 	if !r.Agrees {
 		return withHint(errors.New("the packet filter does not hold what the store says"), "`smtpguard firewall sync` tries again at once, and says what is in the way")
@@ -143,9 +157,10 @@ func (e *env) firewallFlush(c *cli.Context) error {
 	if name == firewall.Memory {
 		return stErr
 	}
-	// Also what an earlier backend left: nobody looks after it any more.
+	// Also what an earlier backend left and what CSF was told: nobody looks
+	// after it any more.
 	var flushed []string
-	for _, other := range []string{name, firewall.NFTables, firewall.IPTables} {
+	for _, other := range []string{name, firewall.NFTables, firewall.IPTables, firewall.CSF} {
 		fw, err := removeFrom(c.Context, p, other)
 		switch {
 		case err == nil && !slices.Contains(flushed, fw):
@@ -163,11 +178,21 @@ func (e *env) firewallFlush(c *cli.Context) error {
 
 // removeFrom takes everything of ours out of the packet filter of that name.
 func removeFrom(ctx context.Context, p *policy.Policy, name string) (string, error) {
-	fw, _, err := firewall.Open(ctx, name, firewall.Options{Ports: p.BlockedPorts(), Hook: string(p.Firewall.Hook)})
+	fw, _, err := firewall.Open(ctx, name, firewall.Options{Ports: p.BlockedPorts(), Hook: string(p.Firewall.Hook), State: filepath.Dir(p.Store.Path)})
 	if err != nil {
 		return "", err
 	}
 	return fw.Name(), fw.Close(ctx, true)
+}
+
+// csfTeller is what tells CSF of blocks that another backend makes. It works on
+// hosts with CSF only, and with csf: ignore takes away what was told before.
+func csfTeller(p *policy.Policy) (guard.Teller, error) {
+	t, err := firewall.NewCSFTeller(firewall.Options{Ports: p.BlockedPorts(), State: filepath.Dir(p.Store.Path)})
+	if err != nil {
+		return nil, err
+	}
+	return t, nil
 }
 
 // metaBackend is where the store remembers which backend is in use.

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -85,6 +86,9 @@ func (e *env) guard(c *cli.Context) (control.Guard, error) {
 		return nil, err
 	}
 	o := guard.Options{Policy: p, Store: st, OpenFirewall: openFirewall(p, st, nil), Version: programVersion()}
+	if o.Teller, err = csfTeller(p); err != nil {
+		return nil, errors.Join(err, st.Close())
+	}
 	if p.Mode == policy.Enforce && p.Confirm == policy.ConfirmSockets {
 		if t, err := sockets.Open(sockets.Options{}); err == nil {
 			o.Sockets = t
@@ -96,7 +100,9 @@ func (e *env) guard(c *cli.Context) (control.Guard, error) {
 		return nil, err
 	}
 	e.atEnd = append(e.atEnd, func() {
-		_ = lone.Close(context.WithoutCancel(c.Context), false)
+		if err := lone.Close(context.WithoutCancel(c.Context), false); err != nil {
+			report(e.stderr, withHint(fmt.Errorf("what the command did is in force, but: %w", err), "a block that was lifted may still be among CSF's temporary denies: `csf -t` shows them, `csf -trd ADDRESS` removes one"))
+		}
 		st.Close()
 	})
 	return lone, nil
@@ -119,7 +125,7 @@ func openFirewall(p *policy.Policy, st *store.Store, tell func(why string)) func
 			}
 		}
 		fw, chosen, err := firewall.Open(ctx, name, firewall.Options{
-			Ports: p.BlockedPorts(), MaxEntries: entries, Hook: string(p.Firewall.Hook), Allow: allow})
+			Ports: p.BlockedPorts(), MaxEntries: entries, Hook: string(p.Firewall.Hook), Allow: allow, State: filepath.Dir(p.Store.Path)})
 		if err != nil {
 			return nil, err
 		}

@@ -122,6 +122,9 @@ func (e *env) run(c *cli.Context) (err error) {
 		return err
 	}
 	watch.attach(&o)
+	if o.Teller, err = csfTeller(p); err != nil {
+		return err
+	}
 	switch {
 	case p.Capacity > 0:
 		o.Capacity, o.CapacityFrom = p.Capacity, "the policy"
