@@ -225,6 +225,15 @@ func newLookupsIn(t *testing.T, w *world, change func(*Config)) (*lookups, *memS
 	return b.lookups, s
 }
 
+// find is the whole chain.
+func (l *lookups) find(ctx context.Context, a netip.Addr, network netip.Prefix, overrides []Override) (f finding) {
+	ctx, cancel := context.WithTimeout(ctx, l.config.Lookup.Total)
+	defer cancel()
+	l.findOrigin(ctx, a, &f)
+	l.findContacts(ctx, a, network, overrides, &f)
+	return f
+}
+
 var asked7 = netip.MustParseAddr("198.51.100.7")
 
 func (l *lookups) find7(t *testing.T) finding {
@@ -656,16 +665,16 @@ AS64503 format=html
 	if len(all) != 4 || err == nil || strings.Count(err.Error(), "line ") != 3 {
 		t.Fatalf("%+v, %v", all, err)
 	}
-	if o := findOverride(all, 64500, asked7); o == nil || !o.Never || o.Note != "our own lab" {
+	if o := findOverride(all, 64500, pfx("198.51.100.7/32")); o == nil || !o.Never || o.Note != "our own lab" {
 		t.Errorf("%+v", o)
 	}
-	if o := findOverride(all, 64500, netip.MustParseAddr("198.51.9.9")); o == nil || o.Address != "wide@op.example" {
+	if o := findOverride(all, 64500, pfx("198.51.9.9/32")); o == nil || o.Address != "wide@op.example" {
 		t.Errorf("%+v", o)
 	}
-	if o := findOverride(all, 64500, netip.MustParseAddr("192.0.2.1")); o == nil || o.Format != Text {
+	if o := findOverride(all, 64500, pfx("192.0.2.1/32")); o == nil || o.Format != Text {
 		t.Errorf("%+v", o)
 	}
-	if o := findOverride(all, 7, netip.MustParseAddr("192.0.2.1")); o != nil {
+	if o := findOverride(all, 7, pfx("192.0.2.1/32")); o != nil {
 		t.Errorf("%+v", o)
 	}
 }

@@ -87,7 +87,7 @@ func TestMain(m *testing.M) {
 		}
 	}
 	id := d.Cases()[0].ID
-	if _, err := d.Approve(id, "root", Approval{}); err != nil {
+	if _, err := d.showAndApprove(id, "root", Approval{}); err != nil {
 		fmt.Println(err)
 		os.Exit(2)
 	}
@@ -138,7 +138,7 @@ func TestR26_State(t *testing.T) {
 			d.Work(t.Context())
 			id := d.Cases()[0].ID
 			to := "abuse@op.example"
-			if _, err := d.Edit(id, "root", Edit{To: &to}); err != nil {
+			if _, err := d.Edit(t.Context(), id, "root", Edit{To: &to}); err != nil {
 				t.Fatal(err)
 			}
 			st.Close()
@@ -160,7 +160,7 @@ func TestR26_State(t *testing.T) {
 			for range 3 {
 				st, d = open()
 				if d.only(t).State == Drafted { // the approval did not reach the disk: a person does it again
-					if _, err := d.Approve(id, "root", Approval{}); err != nil {
+					if _, err := d.showAndApprove(id, "root", Approval{}); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -230,7 +230,7 @@ func TestR28_ShellSafety(t *testing.T) {
 		"-C/etc/passwd", "|touch@op.example", "a@op.example -bp", "a@op.example\n-bp", "../../etc@op.example", ":fail:@op.example"}
 	b, id := ready(t, nil)
 	for _, h := range hostile {
-		if _, err := b.Edit(id, "root", Edit{To: &h}); err == nil {
+		if _, err := b.Edit(t.Context(), id, "root", Edit{To: &h}); err == nil {
 			t.Errorf("%q is taken as a recipient", h)
 		}
 		if what, err := b.handover(t.Context(), "abuse@example.net", []string{h}, []byte("x")); what != refused || err == nil {
@@ -246,7 +246,7 @@ func TestR28_ShellSafety(t *testing.T) {
 	// The text may say anything; it arrives as it is.
 	short := "/tmp/smtpguard-ran"
 	text := "~! touch " + short + "\n.\n..\nFrom nobody\n-oQ /tmp\n$(touch " + short + ") `touch " + short + "`; x\n"
-	if _, err := b.Edit(id, "root", Edit{Text: &text}); err != nil {
+	if _, err := b.Edit(t.Context(), id, "root", Edit{Text: &text}); err != nil {
 		t.Fatal(err)
 	}
 	must(b.Approve(id, "root", Approval{}))
@@ -432,10 +432,10 @@ func TestSMTP(t *testing.T) {
 		{"taken", nil, Sent},
 		{"no greeting", map[string]string{"greeting": "close"}, Approved},
 		{"busy", map[string]string{"greeting": "421 later"}, Approved},
-		{"sender refused", map[string]string{"MAIL": "550 no"}, Approved},
-		{"recipient refused", map[string]string{"RCPT": "550 no such user"}, Approved},
-		{"data refused", map[string]string{"DATA": "554 no"}, Approved},
-		{"message refused", map[string]string{".": "550 spam"}, Approved},
+		{"sender refused", map[string]string{"MAIL": "550 no"}, Drafted},
+		{"recipient refused", map[string]string{"RCPT": "550 no such user"}, Drafted},
+		{"data refused", map[string]string{"DATA": "554 no"}, Drafted},
+		{"message refused", map[string]string{".": "550 spam"}, Drafted},
 		{"message deferred", map[string]string{".": "451 later"}, Approved},
 		{"hangs up after the dot", map[string]string{".": "close"}, Doubtful},
 		{"says nothing after the dot", map[string]string{".": "hang"}, Doubtful},
@@ -463,8 +463,8 @@ func TestSMTP(t *testing.T) {
 			d.Work(t.Context())
 			id := d.only(t).ID
 			to, text := "abuse@op.example", "one\n.\n..two\n"
-			must(d.Edit(id, "root", Edit{To: &to, Text: &text}))
-			must(d.Approve(id, "root", Approval{}))
+			must(d.Edit(t.Context(), id, "root", Edit{To: &to, Text: &text}))
+			must(d.showAndApprove(id, "root", Approval{}))
 			_, err = d.Send(t.Context(), id, "root", SendOptions{})
 			if s := d.only(t); s.State != c.state || (err == nil) != (c.state == Sent) {
 				t.Errorf("%s (%s): %v", s.State, s.Why, err)
@@ -554,7 +554,7 @@ func TestExim(t *testing.T) {
 	b := flooded(t, func(c *Config, _ *Options, _ *floodLog) { c.Delivery.Program = wrapper })
 	d, _ := b.drafted()
 	text := "Dear desk,\n.\n..\nFrom here on\n~! touch x\n"
-	if _, err := b.Edit(d.ID, "root", Edit{Text: &text}); err != nil {
+	if _, err := b.Edit(t.Context(), d.ID, "root", Edit{Text: &text}); err != nil {
 		t.Fatal(err)
 	}
 	must(b.Approve(d.ID, "root", Approval{}))
