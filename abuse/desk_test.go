@@ -3,6 +3,7 @@ package abuse
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -934,7 +935,188 @@ func TestConfigCheck(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if a := DefaultConfig().Advice(); len(a) != 3 {
-		t.Errorf("%q", a)
+}
+
+func TestAdvice(t *testing.T) {
+	const db = "../testdata/abuse/asn/doc-asn.mmdb"
+	good := DefaultConfig()
+	good.From, good.ReturnPath, good.Log = "abuse@mail.op.net", "abuse+{token}@mail.op.net", &LogHolds{Ports: true, Zone: true}
+	fresh := must(os.ReadFile(db))
+	i := bytes.Index(fresh, []byte("build_epoch")) + len("build_epoch")
+	if fresh[i] != 4 || fresh[i+1] != 2 { // an unsigned 64-bit number of four bytes, as its format has it
+		t.Fatalf("the database has another form: %x", fresh[i:i+6])
+	}
+	binary.BigEndian.PutUint32(fresh[i+2:], uint32(time.Now().Unix()))
+	good.ASNDatabase = filepath.Join(t.TempDir(), "fresh.mmdb")
+	must(0, os.WriteFile(good.ASNDatabase, fresh, 0o600))
+	if a := good.Advice(); len(a) != 0 {
+		t.Errorf("nothing is wrong, and %q", a)
+	}
+	for want, change := range map[string]func(*Config){
+		"+incoming_port":           func(c *Config) { c.Log = &LogHolds{Zone: true} },
+		"log_timezone = true":      func(c *Config) { c.Log = &LogHolds{Ports: true} },
+		"it is not known whether":  func(c *Config) { c.Log = nil },
+		"reports.from is not set":  func(c *Config) { c.From = "" },
+		"is for documentation":     func(c *Config) { c.From = "Abuse <abuse@mx.example.net>" },
+		"ends in .local":           func(c *Config) { c.From = "abuse@mail.local" },
+		"asn_database is not set":  func(c *Config) { c.ASNDatabase = "" },
+		"fetch a newer one":        func(c *Config) { c.ASNDatabase = db },
+		"no such file":             func(c *Config) { c.ASNDatabase = "/nonexistent/x.mmdb" },
+		"until it is mended":       func(c *Config) { c.Overrides = "/nonexistent/overrides" },
+		"has no {token}":           func(c *Config) { c.ReturnPath = "" },
+		"lookup.online is off":     func(c *Config) { c.Lookup.Online = false },
+		"every report goes to a@b": func(c *Config) { c.Redirect = "a@b.op.net" },
+	} {
+		c := good
+		change(&c)
+		if a := c.Advice(); len(a) != 1 || !strings.Contains(a[0], want) {
+			t.Errorf("want %q, got %q", want, a)
+		}
+	}
+	c := good
+	c.Mode = Off
+	if c.From, c.Log = "", nil; c.Advice() != nil {
+		t.Error("advice on what is off")
+	}
+	// The files, for `policy check`.
+	good.Delivery.Program = "/bin/true"
+	if err := good.CheckFiles(); err != nil {
+		t.Error(err)
+	}
+	for want, change := range map[string]func(*Config){
+		"reports.asn_database:":           func(c *Config) { c.ASNDatabase = good.Delivery.Program + ".none" },
+		"reports.asn_database: the ASN":   func(c *Config) { c.ASNDatabase = "desk_test.go" },
+		"reports.overrides:":              func(c *Config) { c.Overrides = "desk_test.go" },
+		"reports.delivery.program:":       func(c *Config) { c.Delivery.Program = "/nonexistent/sendmail" },
+		"reports.delivery.password_file:": func(c *Config) { c.Delivery = Transport{By: SMTP, User: "u", PasswordFile: "/nonexistent/pw"} },
+	} {
+		c := good
+		c.Delivery.Program = "/bin/true"
+		change(&c)
+		if err := c.CheckFiles(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("want %q, got %v", want, err)
+		}
+	}
+}
+
+// TestSweep: what a killed program left half-written goes, what somebody may
+// be writing stays.
+func TestSweep(t *testing.T) {
+	c := testConfig(t)
+	must(0, os.MkdirAll(filepath.Join(c.Dir, "rdap"), 0o700))
+	for name, age := range map[string]time.Duration{".smtpguard-new-1": 2 * time.Hour, "rdap/.smtpguard-new-2": 48 * time.Hour, ".smtpguard-new-3": time.Minute, "mine.eml": 48 * time.Hour} {
+		path := filepath.Join(c.Dir, name)
+		must(0, os.WriteFile(path, nil, 0o600))
+		must(0, os.Chtimes(path, time.Time{}, time.Now().Add(-age)))
+	}
+	newBench(t, c, Options{})
+	for name, stays := range map[string]bool{".smtpguard-new-1": false, "rdap/.smtpguard-new-2": false, ".smtpguard-new-3": true, "mine.eml": true} {
+		if _, err := os.Stat(filepath.Join(c.Dir, name)); (err == nil) != stays {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// The name is the one that is written under.
+	f := must(createTemp(c.Dir))
+	f.Close()
+	if ok, _ := filepath.Match(tempName, filepath.Base(f.Name())); !ok {
+		t.Errorf("written as %s", f.Name())
+	}
+}
+
+// TestRefreshEnds: a block that is over is looked at once more, and then not
+// again every minute.
+func TestRefreshEnds(t *testing.T) {
+	asked := 0
+	blk := blockOf(1, "198.51.100.1/32", testStart, 20, 0)
+	blk.Verdict.Held = 1 // it stays below the threshold
+	blk.Until = testStart.Add(3 * time.Hour)
+	b := newBench(t, testConfig(t), Options{Refresh: func(uint64) (Block, bool) { asked++; return blk, true }})
+	b.Take(blk)
+	b.Work(t.Context())
+	blk.Until = blk.Until.Add(time.Hour) // it was made longer
+	b.pass(90 * time.Minute)
+	b.Work(t.Context())
+	if c := b.only(); asked != 2 || !c.Blocks[0].Until.Equal(blk.Until) {
+		t.Errorf("asked %d times, until %s", asked, c.Blocks[0].Until)
+	}
+	before := asked
+	b.clock = blk.Until.Add(time.Minute)
+	for range 10 {
+		b.pass(time.Minute)
+		b.refresh()
+	}
+	if asked != before+1 {
+		t.Errorf("asked %d times of a block that is over", asked-before)
+	}
+}
+
+// TestDeskOfTheEdited: whoever a person names, their mail server is looked for
+// too.
+func TestDeskOfTheEdited(t *testing.T) {
+	b := flooded(t, func(_ *Config, o *Options, _ *floodLog) {
+		o.Blocked = func(a netip.Addr) (netip.Prefix, bool) {
+			return pfx("198.51.100.0/24"), pfx("198.51.100.0/24").Contains(a)
+		}
+	})
+	w := worldOf[b.Desk]
+	w.mu.Lock()
+	w.mx["op3.example"], w.a["mx.op3.example"] = []string{"mx.op3.example"}, []string{"198.51.100.99"}
+	w.mu.Unlock()
+	d, _ := b.drafted()
+	to := "abuse@op3.example"
+	c := must(b.Edit(t.Context(), d.ID, "root", Edit{To: &to}))
+	if !strings.Contains(strings.Join(c.Mails[0].Warnings, "\n"), "smtpguard allow add 198.51.100.99") {
+		t.Errorf("warnings %q", c.Mails[0].Warnings)
+	}
+	var r *Refusal
+	if _, err := b.Approve(d.ID, "root", Approval{}); !asRefusal(err, &r) || !strings.Contains(r.Why, "198.51.100.99") {
+		t.Errorf("approved: %v", err)
+	}
+	to = "abuse@op2.example"
+	c = must(b.Edit(t.Context(), d.ID, "root", Edit{To: &to}))
+	if len(c.Mails[0].Desk) != 0 || strings.Contains(strings.Join(c.Mails[0].Warnings, "\n"), "198.51.100.99") {
+		t.Errorf("%v, warnings %q", c.Mails[0].Desk, c.Mails[0].Warnings)
+	}
+}
+
+// TestPardonAfterEdit: a person's text and recipient stay, but what an operator
+// took back goes out of the facts, and is approved anew.
+func TestPardonAfterEdit(t *testing.T) {
+	pardoned := map[uint64]bool{}
+	blocks := map[uint64]Block{1: blockOf(1, "198.51.100.1/32", testStart, 200, 0), 2: blockOf(2, "198.51.100.2/32", testStart, 300, 0)}
+	b := newBench(t, testConfig(t), Options{Refresh: func(id uint64) (Block, bool) {
+		x, ok := blocks[id]
+		x.Pardoned = pardoned[id]
+		return x, ok
+	}})
+	b.Take(blocks[1], blocks[2])
+	d, _ := b.drafted()
+	text := "My own words.\n"
+	to := "abuse@op.example"
+	must(b.Edit(t.Context(), d.ID, "root", Edit{To: &to, Text: &text}))
+	if _, err := b.Desk.Approve(d.ID, "root", Approval{}); err != nil { // who writes the text has seen it
+		t.Fatal(err)
+	}
+	pardoned[2] = true
+	if _, err := b.Send(t.Context(), d.ID, "root", SendOptions{}); err == nil || len(b.sent()) != 0 {
+		t.Errorf("sent: %v", err)
+	}
+	var r *Refusal
+	if _, err := b.Approve(d.ID, "root", Approval{}); !asRefusal(err, &r) {
+		t.Errorf("approved with the block that was taken back: %v", err)
+	}
+	b.Work(t.Context())
+	c, msg, _ := b.Case(d.ID)
+	_, ps := parts(t, msg)
+	if c.State != Drafted || c.Mails[0].Outdated || c.Mails[0].To.Address != to || ps[0].text != strings.ReplaceAll(text, "\n", "\r\n") || strings.Contains(named(t, ps, "sources.csv"), "198.51.100.2,") {
+		t.Errorf("%s, to %s:\n%s", c.State, c.Mails[0].To.Address, msg)
+	}
+	if _, err := b.Desk.Approve(d.ID, "root", Approval{}); !asRefusal(err, &r) || !strings.Contains(r.Why, "has changed") {
+		t.Errorf("approved unseen: %v", err)
+	}
+	must(b.Approve(d.ID, "root", Approval{}))
+	b.Work(t.Context())
+	if c := b.only(); c.State != Sent {
+		t.Errorf("%s", c.State)
 	}
 }

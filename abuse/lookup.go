@@ -584,15 +584,15 @@ func (f *finding) choose(forAS, forNet []Contact, copyNet bool) {
 			if f.origin.AS != 0 {
 				f.warnings = append(f.warnings, fmt.Sprintf("AS%d has no usable abuse contact; the report goes to that of the address block", f.origin.AS))
 			}
-		case copyNet && f.cc.Address == "" && c.Address != f.to.Address && f.to.Scope != c.Scope:
+		case copyNet && f.cc.Address == "" && !sameAddr(c.Address, f.to.Address) && f.to.Scope != c.Scope:
 			f.cc = c
 		default:
 			rest = append(rest, c)
 		}
 	}
 	for _, c := range rest {
-		same := func(o Contact) bool { return o.Address == c.Address }
-		if c.Address != f.to.Address && c.Address != f.cc.Address && !slices.ContainsFunc(f.others, same) && len(f.others) < maxContacts {
+		same := func(o Contact) bool { return sameAddr(o.Address, c.Address) }
+		if !same(f.to) && !same(f.cc) && !slices.ContainsFunc(f.others, same) && len(f.others) < maxContacts {
 			f.others = append(f.others, c)
 		}
 	}

@@ -403,11 +403,12 @@ func limits(c *Case) string {
 		if v == nil {
 			continue
 		}
-		w := fmt.Sprintf("%.0f connections in %s", v.Threshold, span(v.Window))
+		w := map[bool]string{true: "an address: ", false: "a network: "}[v.Source.IsSingleIP()]
 		if v.Metric == detector.Saturation {
-			w = fmt.Sprintf("%.0f %% of all places for %s while the server is full", v.Threshold*100, span(v.Window))
+			w += fmt.Sprintf("%.0f %% of all places for %s while the server is full", v.Threshold*100, span(v.Window))
+		} else {
+			w += fmt.Sprintf("%.0f connections in %s", v.Threshold, span(v.Window))
 		}
-		w += map[bool]string{true: " per address", false: " per network"}[v.Source.IsSingleIP()]
 		if !slices.Contains(words, w) && len(words) < 4 {
 			words = append(words, w)
 		}
