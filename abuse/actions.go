@@ -5,11 +5,8 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -700,45 +697,4 @@ func (d *Desk) end(id, by, note string, to State) (Case, error) {
 	}
 	*now = *c
 	return *c.clone(), nil
-}
-
-// Export writes everything about a case into a new directory inside dir:
-// case.json, and of each mail the message, sources.csv, xarf.json and the
-// evidence. It returns the directory.
-func (d *Desk) Export(id, dir string) (string, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	c, err := d.get(id)
-	if err != nil {
-		return "", err
-	}
-	to := filepath.Join(dir, c.ID)
-	if err := os.Mkdir(to, 0o700); err != nil {
-		return "", fmt.Errorf("exporting %s: %w", c.ID, err)
-	}
-	text, err := json.MarshalIndent(c, "", "  ")
-	if err != nil {
-		return "", err
-	}
-	faults := []error{writeFile(filepath.Join(to, "case.json"), append(text, '\n'))}
-	for i := range c.Mails {
-		m := &c.Mails[i]
-		name := func(s string) string { return filepath.Join(to, fmt.Sprintf("%d-%s", i+1, s)) }
-		msg, err := d.o.Store.Record(kindMail, mailKey(c, i))
-		faults = append(faults, err, writeFile(name("mail.eml"), msg), writeFile(name("sources.csv"), []byte(csvText(c, &m.Facts))))
-		if x, err := d.xarf(c, m); err == nil {
-			faults = append(faults, writeFile(name("xarf.json"), append(x, '\n')))
-		}
-		if b, err := readBounded(d.rawPath(c, i), 16*maxBody); err == nil {
-			faults = append(faults, writeFile(name("lookup.json"), b))
-		}
-		if m.Archive.File != "" {
-			b, err := readBounded(d.path(m.Archive.File), maxArchive)
-			if err == nil {
-				err = writeFile(name("evidence.log.gz"), b)
-			}
-			faults = append(faults, err)
-		}
-	}
-	return to, errors.Join(faults...)
 }

@@ -809,25 +809,16 @@ func TestLogFails(t *testing.T) {
 	}
 }
 
-func TestExport(t *testing.T) {
+func TestForget(t *testing.T) {
 	b := flooded(t, nil)
 	d, msg := b.drafted()
-	dir := t.TempDir()
-	to, err := b.Export(d.ID, dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range []string{"case.json", "1-mail.eml", "1-sources.csv", "1-xarf.json", "1-evidence.log.gz", "1-lookup.json"} {
-		fi, err := os.Stat(filepath.Join(to, name))
-		if err != nil || fi.Size() == 0 || fi.Mode().Perm() != 0o600 {
-			t.Errorf("%s: %v", name, err)
+	for _, path := range []string{b.emlPath(&d, 0), b.rawPath(&d, 0), b.path(d.Mails[0].Archive.File)} {
+		if fi, err := os.Stat(path); err != nil || fi.Size() == 0 || fi.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v", path, err)
 		}
 	}
-	if !bytes.Equal(must(os.ReadFile(filepath.Join(to, "1-mail.eml"))), msg) || !bytes.Equal(must(os.ReadFile(b.emlPath(&d, 0))), msg) {
+	if !bytes.Equal(must(os.ReadFile(b.emlPath(&d, 0))), msg) {
 		t.Error("the mail is another one")
-	}
-	if _, err := b.Export(d.ID, dir); err == nil {
-		t.Error("an export is overwritten")
 	}
 	// After its time everything of it goes.
 	must(b.CloseCase(d.ID, "root", ""))

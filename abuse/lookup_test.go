@@ -376,8 +376,8 @@ func TestLookupOffline(t *testing.T) {
 	if f.origin.AS != 64500 || !strings.Contains(strings.Join(f.warnings, "\n"), "not looked up") {
 		t.Errorf("%+v", f)
 	}
-	if c := f.origin.Claims[0]; c.Built.IsZero() || c.Announced || !strings.Contains(claimWords(c), "by database GeoLite2-ASN of 20") {
-		t.Errorf("%+v: %s", c, claimWords(c))
+	if c := f.origin.Claims[0]; c.Built.IsZero() || c.Announced || !strings.Contains(c.String(), "by database GeoLite2-ASN of 20") {
+		t.Errorf("%+v: %s", c, c.String())
 	}
 }
 

@@ -254,7 +254,7 @@ func (d *Desk) text(c *Case, m *Mail) string {
 	switch {
 	case len(m.Origin.Claims) > 0:
 		for _, cl := range m.Origin.Claims {
-			row("Origin AS", claimWords(cl))
+			row("Origin AS", cl.String())
 		}
 		if len(m.Origin.ASes) > 1 {
 			row("", fmt.Sprintf("Several origins are named: %s. This report goes to AS%d.", asList(m.Origin.ASes), m.Origin.AS))
@@ -489,7 +489,8 @@ func announced(o Origin) bool {
 	return slices.ContainsFunc(o.Claims, func(c Claim) bool { return c.Announced && c.Prefix == o.Prefix })
 }
 
-func claimWords(c Claim) string {
+// String is the claim in words: the AS, of what network, who says so, and when.
+func (c Claim) String() string {
 	s := asList(c.Origins)
 	if c.Prefix.IsValid() {
 		s += " for " + c.Prefix.String()
