@@ -162,8 +162,9 @@ type Transport struct {
 	// Program is the sendmail program, absolute.
 	Program string
 	// Server is "host:port" for SMTP; TLS is required of it (STARTTLS, or from
-	// the beginning on port 465) unless it is a loopback address. User may be
-	// empty; the password is the first line of PasswordFile.
+	// the beginning on port 465) unless it is a loopback address, whose
+	// certificate is not looked at. User may be empty; the password is the
+	// first line of PasswordFile.
 	Server, User, PasswordFile string
 	// Timeout bounds one handover. One that takes longer is doubtful.
 	Timeout time.Duration

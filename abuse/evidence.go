@@ -65,17 +65,35 @@ type Facts struct {
 	BaselineDays float64 `json:"baseline_days,omitempty"`
 	// FromLog: the numbers are from log lines; else from the detector alone.
 	FromLog bool `json:"from_log"`
+	// Millis: the log's times have milliseconds.
+	Millis bool `json:"millis,omitempty"`
 	// Excerpt are lines made of parsed fields only.
 	Excerpt []Excerpt `json:"excerpt,omitempty"`
 	// Lines is how many log lines there are in all.
 	Lines int `json:"lines,omitempty"`
 }
 
-// Excerpt is one line of evidence, made of parsed fields.
+// Excerpt is one line of evidence, made of parsed fields: Text is what stands
+// behind the time.
 type Excerpt struct {
 	Time   time.Time  `json:"time"`
 	Source netip.Addr `json:"source"`
 	Text   string     `json:"text"`
+}
+
+const excerptTime = "2006-01-02 15:04:05.000 +0000"
+
+// size is what the line takes at most.
+func (e Excerpt) size() int { return len(excerptTime) + len(e.Text) + 2 }
+
+// line is the excerpt as Exim writes it, in UTC: with milliseconds where the
+// log has them.
+func (f *Facts) line(e Excerpt) string {
+	form := excerptTime
+	if !f.Millis {
+		form = strings.Replace(form, ".000", "", 1)
+	}
+	return e.Time.UTC().Format(form) + " " + e.Text
 }
 
 // Source is one source of a flood.
@@ -135,6 +153,7 @@ type collector struct {
 	nOthers   int
 	baseline  int
 	overflown int // lines of more
+	millis    bool
 
 	archive *archiver
 }
@@ -284,6 +303,7 @@ func (k *collector) observe(ev *detector.Event, line []byte) {
 	if k.archive != nil {
 		k.archive.line(ev.Source, line)
 	}
+	k.millis = k.millis || ev.Time.Nanosecond() != 0
 	l := Excerpt{ev.Time.UTC(), ev.Source, rendered(ev)}
 	if len(t.lines) < perSourceKeep {
 		t.lines = append(t.lines, l)
@@ -331,17 +351,15 @@ func (k *collector) overflow(ev *detector.Event) {
 	}
 }
 
-// rendered is a log line made again of what was parsed of it, in UTC: the
-// time, both ends, the count and the reason. All else that a line can hold
-// (host names, HELO, users, senders, recipients, subjects, ids) is left out
-// by construction.
+// rendered is what was parsed of a log line, behind its time: both ends, the
+// count and the reason. All else that a line can hold (host names, HELO, users,
+// senders, recipients, subjects, ids) is left out by construction.
 func rendered(ev *detector.Event) string {
 	var b strings.Builder
-	b.WriteString(stampLog(ev.Time))
 	if ev.Kind == detector.Refused {
-		b.WriteString(" Connection from ")
+		b.WriteString("Connection from ")
 	} else {
-		b.WriteString(" SMTP connection from ")
+		b.WriteString("SMTP connection from ")
 	}
 	fmt.Fprintf(&b, "[%s]", ev.Source)
 	if ev.Port != 0 {
@@ -380,15 +398,6 @@ func rendered(ev *detector.Event) string {
 		}
 	}
 	return b.String()
-}
-
-// stampLog is a time as Exim writes it, in UTC: with milliseconds only where
-// the log had them.
-func stampLog(t time.Time) string {
-	if t.Nanosecond() == 0 {
-		return t.UTC().Format("2006-01-02 15:04:05 +0000")
-	}
-	return t.UTC().Format("2006-01-02 15:04:05.000 +0000")
 }
 
 // facts are the numbers when everything was read. reach is how far back the
@@ -435,6 +444,7 @@ func (k *collector) facts(reach time.Time, base time.Duration) Facts {
 	f.Taken = f.Connections - f.Refused
 	f.Others, f.OthersSeconds = k.nOthers, len(k.others)
 	f.Peak = min(k.peak(), f.Connections)
+	f.Millis = k.millis
 	f.Excerpt = excerpt(kept)
 	if base > 0 && !reach.IsZero() {
 		begin := k.began.Add(-base)
@@ -476,11 +486,11 @@ func excerpt(kept []*tally) []Excerpt {
 				continue
 			}
 			l := t.lines[i]
-			if len(lines) >= maxExcerpt || size+len(l.Text)+1 > excerptBytes {
+			if len(lines) >= maxExcerpt || size+l.size() > excerptBytes {
 				continue
 			}
 			lines = append(lines, l)
-			size += len(l.Text) + 1
+			size += l.size()
 		}
 	}
 	slices.SortStableFunc(lines, func(a, b Excerpt) int { return a.Time.Compare(b.Time) })
@@ -592,9 +602,9 @@ func fromVerdicts(c *Case) Facts {
 	slices.SortStableFunc(lines, func(a, b Excerpt) int { return a.Time.Compare(b.Time) })
 	size := 0
 	for _, l := range lines {
-		if len(f.Excerpt) < maxExcerpt && size+len(l.Text)+1 <= excerptBytes {
+		if len(f.Excerpt) < maxExcerpt && size+l.size() <= excerptBytes {
 			f.Excerpt = append(f.Excerpt, l)
-			size += len(l.Text) + 1
+			size += l.size()
 		}
 	}
 	return f

@@ -221,7 +221,7 @@ func (d *Desk) text(c *Case, m *Mail) string {
 			shownLines = f.few(8)
 		}
 		for _, l := range shownLines {
-			b.WriteString(wrap(l.Text, "  ", "    "))
+			b.WriteString(wrap(f.line(l), "  ", "    "))
 		}
 		if more := len(f.Excerpt) - len(shownLines); more > 0 {
 			line("  (%d more in evidence.txt)", more)
@@ -353,7 +353,7 @@ func sentences(c *Case) []string {
 	for _, r := range live[:min(len(live), 3)] {
 		v := *r.Verdict
 		v.Spared = nil
-		out = append(out, fmt.Sprintf("At %s %s.", utc(v.Time), v.Sentence()))
+		out = append(out, fmt.Sprintf("At %s %s.", utc(v.Time), strings.Replace(v.Sentence(), " held now", " held then", 1)))
 	}
 	return out
 }
@@ -584,7 +584,7 @@ func csvText(c *Case, f *Facts) string {
 		if s.Local.IsValid() {
 			ip, dport = s.Local.Addr().String(), strconv.Itoa(int(s.Local.Port()))
 		}
-		fmt.Fprintf(&b, "%s,%s,%s,%s,%s,%s,%d,%d\n", shown(s.Prefix), port, ip, dport, stamp(s.First), stamp(s.Last), s.Connections, s.Refused)
+		fmt.Fprintf(&b, "%s,%s,%s,%s,%s,%s,%d,%d\n", shown(s.Prefix), port, ip, dport, stamp(s.First, f.Millis), stamp(s.Last, f.Millis), s.Connections, s.Refused)
 	}
 	for _, s := range f.Sources {
 		one(s)
@@ -597,11 +597,11 @@ func csvText(c *Case, f *Facts) string {
 	return b.String()
 }
 
-func stamp(t time.Time) string {
+func stamp(t time.Time, millis bool) string {
 	if t.IsZero() {
 		return ""
 	}
-	if t.Nanosecond() == 0 { // the log has no milliseconds
+	if !millis {
 		return rfc3339(t)
 	}
 	return t.UTC().Format("2006-01-02T15:04:05.000Z")

@@ -63,11 +63,6 @@ func reportsFaults(p *policy.Policy) error {
 	return errors.Join(c.Check(), c.CheckFiles())
 }
 
-// logHolds is what Exim writes into each line, for the advice on reports.
-func logHolds(mta exim.Config) *abuse.LogHolds {
-	return &abuse.LogHolds{Ports: mta.IncomingPort, Zone: mta.LogTimezone}
-}
-
 // openDesk makes the desk of the policy on a store. allowed lists what is
 // never reported; nil: only what the policy says. logs may be empty: commands
 // without a daemon make no drafts.

@@ -114,7 +114,7 @@ func listReports(out io.Writer, list []abuse.Case, all bool) {
 		hang(out, width, "", 0, fmt.Sprintf("and %d more are held: %s (--all lists them)", n, why))
 	}
 	if n := len(slices.DeleteFunc(slices.Clone(list), func(k abuse.Case) bool { return k.State != abuse.Drafted })); n > 0 {
-		hang(out, width, "", 0, count(n, "draft waits", "drafts wait")+" for a person: `smtpguard reports show ID`, then `smtpguard reports approve ID`")
+		hang(out, width, "", 0, count(n, "draft waits", "drafts wait")+" for a person: `reports show ID`, then `reports approve ID`")
 	}
 }
 
@@ -181,16 +181,16 @@ func showReport(out io.Writer, k abuse.Case, text string) {
 		row("note", "%s", s)
 	}
 	for _, h := range k.History {
-		row("history", "%s %s by %s: %s", clock(h.Time), h.To, h.By, h.Note)
+		row("history", "%s", strings.TrimSuffix(fmt.Sprintf("%s %s by %s: %s", clock(h.Time), h.To, h.By, h.Note), ": "))
 	}
-	if text != "" {
-		fmt.Fprintf(out, "\n%s\n%s%s\n", strings.Repeat("-", min(width, 76)), text, strings.Repeat("-", min(width, 76)))
+	if rule := strings.Repeat("-", min(width, 76)); text != "" {
+		fmt.Fprintf(out, "\n%s\n%s%s\n", rule, text, rule)
 	}
 	switch {
 	case k.State == abuse.Drafted && m.To.Address == "":
 		fmt.Fprintf(out, "next: smtpguard reports edit %s --to ADDRESS\n", k.ID)
 	case k.State == abuse.Drafted:
-		fmt.Fprintf(out, "next: smtpguard reports approve %s   (or: edit, send --to YOU, withdraw)\n", k.ID)
+		fmt.Fprintf(out, "next: smtpguard reports approve %s; or edit, withdraw\n", k.ID)
 	case k.State == abuse.Bounced:
 		fmt.Fprintf(out, "next: smtpguard reports edit %s   (drafts it for the next contact)\n", k.ID)
 	case k.State == abuse.Doubtful:
