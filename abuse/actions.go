@@ -588,7 +588,7 @@ func (d *Desk) trial(ctx context.Context, id, by, to string) (Case, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	attempt.Ended, attempt.Result = d.now(), string(what)
-	if m := c.mail(); m != nil && c.State != Queued {
+	if m := c.mail(); m != nil && c.State != Queued && d.cases[c.ID] == c {
 		m.attempt(attempt)
 		err = d.save(c)
 	}

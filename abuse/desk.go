@@ -195,8 +195,8 @@ func newDesk(o Options, now func() time.Time, private bool) (*Desk, error) {
 		from = a.Address
 	}
 	for _, c := range d.cases {
-		if m := c.mail(); c.State == Drafted && m.From != from {
-			m.Outdated = true // it names who writes
+		if m := c.mail(); c.State == Drafted && (m.From != from || m.Text == "") {
+			m.Outdated = true // it names who writes; earlier versions kept no text of their own
 		}
 		if c.State != Queued {
 			continue

@@ -1111,3 +1111,27 @@ func TestPardonAfterEdit(t *testing.T) {
 		t.Errorf("%s", c.State)
 	}
 }
+
+// TestFromIsSetLater: a draft names who writes, so it is made anew when that
+// has changed, and not approved before.
+func TestFromIsSetLater(t *testing.T) {
+	c := testConfig(t)
+	from := c.From
+	c.From, c.ReturnPath = "", ""
+	b := newBench(t, c, Options{})
+	b.Take(blockOf(1, "198.51.100.23/32", testStart, 200, 0))
+	d, _ := b.drafted()
+	b.contact(d.ID, "abuse@op.example")
+	c.From = from
+	later := newBench(t, c, Options{Store: b.store})
+	var r *Refusal
+	if _, err := later.Approve(d.ID, "root", Approval{}); !asRefusal(err, &r) || !strings.Contains(r.Why, "has changed") {
+		t.Errorf("approved with another sender: %v", err)
+	}
+	later.Work(t.Context())
+	must(later.Approve(d.ID, "root", Approval{}))
+	_, msg, _ := later.Case(d.ID)
+	if h, ps := parts(t, msg); h.Get("From") != `"Example Mail abuse desk" <abuse@example.net>` || !strings.Contains(flat(ps[0].text), "Sender: Example Mail Ltd, abuse@example.net") || h.Get("Message-Id") == "<"+d.Mails[0].MessageID+">" {
+		t.Errorf("%s", msg)
+	}
+}
