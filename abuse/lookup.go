@@ -1,6 +1,7 @@
 package abuse
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -99,11 +100,13 @@ func newLookups(c Config, store Store, log *slog.Logger, now func() time.Time, p
 		l.db = &database{path: c.ASNDatabase}
 	}
 	l.dns = &net.Resolver{PreferGo: true}
-	if c.Lookup.DNS != "" {
-		var d net.Dialer
-		l.dns.Dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
-			return d.DialContext(ctx, network, c.Lookup.DNS)
+	var d net.Dialer
+	l.dns.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := d.DialContext(ctx, network, cmp.Or(c.Lookup.DNS, address))
+		if err == nil { // the resolver itself waits on when ctx ends early
+			context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 		}
+		return conn, err
 	}
 	err = store.Records(kindLookup, func(key string, value []byte) bool {
 		var r remembered

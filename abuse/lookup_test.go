@@ -742,3 +742,26 @@ func FuzzAnswers(f *testing.F) {
 		check(ip.claim, []Contact{ip.contact}, err)
 	})
 }
+
+// FuzzOverrides: whatever stands in the file, what it says of a network can be
+// looked up, and every address in it can be written to.
+func FuzzOverrides(f *testing.F) {
+	f.Add([]byte("AS64500 abuse@as64500.example format=text\n198.51.100.0/24 never note=ours # x\nAS64501 form=https://x.example/"))
+	f.Add([]byte("::/0 never\n0.0.0.0/0 a@b.example\nAS0 never"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		all, _ := ParseOverrides(text)
+		for i := range all {
+			o := &all[i]
+			if got, err := CheckAddress(o.Address); o.Address != "" && (err != nil || got != o.Address) {
+				t.Errorf("address %q", o.Address)
+			}
+			if o.Never && o.Prefix.IsValid() && findNever(all, nil, o.Prefix) == nil {
+				t.Errorf("%s is not found", o.of())
+			}
+		}
+		for _, p := range []netip.Prefix{pfx("198.51.100.0/24"), pfx("2001:db8::1/128"), pfx("0.0.0.0/0")} {
+			findOverride(all, 64500, p)
+			findNever(all, []uint32{64500, 64511}, p)
+		}
+	})
+}
