@@ -5,12 +5,8 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -26,8 +22,9 @@ type Edit struct {
 
 // Edit changes a draft, also an approved one, which must be approved again,
 // and a bounced one, of which a new mail is made (to the next contact, if
-// none is named).
-func (d *Desk) Edit(id, by string, e Edit) (Case, error) {
+// none is named). Where the recipients change, their mail servers are looked
+// up before it returns.
+func (d *Desk) Edit(ctx context.Context, id, by string, e Edit) (Case, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	now, err := d.get(id)
@@ -35,25 +32,73 @@ func (d *Desk) Edit(id, by string, e Edit) (Case, error) {
 		return Case{}, err
 	}
 	c := now.clone()
+	changed, err := d.edited(c, by, e)
+	if err != nil {
+		return Case{}, err
+	}
+	if to, cc := c.mail().To.Address, c.mail().Cc.Address; len(c.Mails) != len(now.Mails) || to != now.mail().To.Address || cc != now.mail().Cc.Address {
+		d.mu.Unlock() // strangers' name servers are waited for
+		servers, faults := d.deskServers(ctx, to, cc)
+		d.mu.Lock()
+		if now, err = d.get(id); err != nil {
+			return Case{}, err
+		}
+		c = now.clone()
+		if changed, err = d.edited(c, by, e); err != nil {
+			return Case{}, err
+		}
+		m := c.mail()
+		if m.To.Address != to || m.Cc.Address != cc {
+			return Case{}, fmt.Errorf("%w: somebody else changes %s too", ErrState, c.ID)
+		}
+		m.Servers, m.Warnings = servers, append(m.Warnings, faults...)
+	}
+	m := c.mail()
+	// Who has seen the draft sees what is changed of it; who writes the text
+	// has seen that.
+	saw := e.Text != nil || now.mail().Seen[by] != "" && now.mail().Seen[by] == now.mail().Digest
+	m.Approved, m.Seen = "", nil
+	d.complete(c, m)
+	d.warnDesk(c, m)
+	msg, err := d.finishMail(c, m, "", false)
+	if err != nil {
+		return Case{}, err
+	}
+	if saw {
+		m.see(by)
+	}
+	if err := d.put(c, len(c.Mails)-1, *m, msg); err != nil {
+		return Case{}, err
+	}
+	c.Why = ""
+	if m.To.Address == "" {
+		c.Why = missing
+	}
+	c.move(Drafted, by, "edited: "+strings.Join(changed, ", "), d.now())
+	if err := d.save(c); err != nil {
+		return Case{}, err
+	}
+	*now = *c
+	return *c.clone(), nil
+}
+
+// edited makes the changes that a person asks for in c, and names them.
+func (d *Desk) edited(c *Case, by string, e Edit) (changed []string, err error) {
 	switch c.State {
 	case Drafted, Approved:
 	case Bounced:
-		next, err := d.again(c)
-		if err != nil {
-			return Case{}, err
-		}
-		c.Mails = append(c.Mails, next)
+		c.Mails = append(c.Mails, d.again(c))
 	default:
-		return Case{}, fmt.Errorf("%w: %s is %s; only drafts are edited", ErrState, c.ID, c.State)
+		return nil, fmt.Errorf("%w: %s is %s; only drafts are edited", ErrState, c.ID, c.State)
 	}
 	m := c.mail()
-	var changed []string
 	if e.Format != nil {
 		switch *e.Format {
 		case Mixed, XARF, XARF02, Text:
 			m.Format = *e.Format
+			m.To.Format = ""
 		default:
-			return Case{}, fmt.Errorf("unknown format %s", quoted(string(*e.Format)))
+			return nil, fmt.Errorf("unknown format %s", quoted(string(*e.Format)))
 		}
 		changed = append(changed, "format")
 	}
@@ -72,88 +117,91 @@ func (d *Desk) Edit(id, by string, e Edit) (Case, error) {
 		}
 		addr, err := CheckAddress(*r.v)
 		if err != nil {
-			return Case{}, err
+			return nil, err
 		}
-		*r.to = Contact{Address: addr, Scope: shown(reported(c)), Source: "named by a person", At: d.now(), Role: "abuse", Note: by}
+		*r.to = Contact{Address: addr, Scope: shown(reported(c)), Source: byPerson, At: d.now(), Role: "abuse", Note: by}
 	}
-	if m.Cc.Address == m.To.Address {
+	if sameAddr(m.Cc.Address, m.To.Address) {
 		m.Cc = Contact{}
 	}
 	if e.Text != nil {
 		t := strings.ReplaceAll(*e.Text, "\r\n", "\n")
 		if err := checkText(t); err != nil {
-			return Case{}, err
+			return nil, err
 		}
 		if strings.TrimSpace(t) == "" {
-			return Case{}, errors.New("the text is empty")
+			return nil, errors.New("the text is empty")
 		}
 		m.Text, m.Edited = strings.TrimRight(t, "\n")+"\n", by
 		changed = append(changed, "text")
 	}
-	m.Approved = ""
-	m.Desk = nil
-	if e.To != nil || e.Cc != nil {
-		m.Warnings = slices.DeleteFunc(m.Warnings, func(w string) bool {
-			return strings.HasPrefix(w, "contact missing") || strings.Contains(w, "is inside what we block")
-		})
-	}
-	d.complete2(c, m)
-	msg, err := d.finishMail(c, m, "", false)
-	if err != nil {
-		return Case{}, err
-	}
-	if err := d.put(c, len(c.Mails)-1, *m, msg); err != nil {
-		return Case{}, err
-	}
-	c.Why = ""
-	if m.To.Address == "" {
-		c.Why = "contact missing"
-	}
-	c.move(Drafted, by, "edited: "+strings.Join(changed, ", "), d.now())
-	if err := d.save(c); err != nil {
-		return Case{}, err
-	}
-	*now = *c
-	return *c.clone(), nil
+	return changed, nil
 }
 
-// complete2 renews what depends on From, which a person may have set since.
-func (d *Desk) complete2(c *Case, m *Mail) {
-	w := m.Warnings
-	d.complete(c, m, finding{})
-	m.Warnings = w
-	if m.To.Address == "" && !slices.ContainsFunc(w, func(s string) bool { return strings.HasPrefix(s, "contact missing") }) {
-		m.Warnings = append(m.Warnings, "contact missing: name one with `reports edit --to`, or fill the overrides file")
+// byPerson is the source of a contact that a person named.
+const byPerson = "named by a person"
+
+// see notes that a person was shown the mail as it is. It reports whether that
+// is new.
+func (m *Mail) see(by string) bool {
+	if m.Seen[by] == m.Digest {
+		return false
 	}
+	if m.Seen == nil || len(m.Seen) >= 20 { // more persons than a report has
+		m.Seen = map[string]string{}
+	}
+	m.Seen[by] = m.Digest
+	return true
+}
+
+// Show is Case for a person, who may approve what is shown.
+func (d *Desk) Show(id, by string) (Case, []byte, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	c, err := d.get(id)
+	if err != nil {
+		return Case{}, nil, err
+	}
+	msg, err := d.stored(c)
+	if err == nil && c.State == Drafted && c.mail().see(by) {
+		err = d.save(c)
+	}
+	return *c.clone(), msg, err
 }
 
 // again is a new mail in place of one that bounced, to the next contact.
-func (d *Desk) again(c *Case) (Mail, error) {
+func (d *Desk) again(c *Case) Mail {
 	m := *c.mail()
-	m.ReportID = newUUID()
-	m.MessageID, m.Approved, m.Digest, m.SentAt, m.Attempts = "", "", "", time.Time{}, nil
+	m.Replaces, m.ReportID = m.MessageID, newUUID()
+	m.MessageID, m.Approved, m.Digest, m.SentAt, m.Attempts, m.Seen = "", "", "", time.Time{}, nil, nil
 	m.Made = d.now()
-	m.To = Contact{}
-	if next := d.next(c); next.Address != "" {
-		m.To = next
-		m.Others = slices.DeleteFunc(slices.Clone(m.Others), func(o Contact) bool { return o.Address == next.Address })
-	}
-	if m.Cc.Address == m.To.Address {
-		m.Cc = Contact{}
-	}
-	return m, nil
+	m.To, m.Cc = d.next(c), Contact{} // the copy has arrived, or bounced too
+	m.Others = slices.DeleteFunc(slices.Clone(m.Others), func(o Contact) bool { return sameAddr(o.Address, m.To.Address) })
+	return m
 }
 
-// next is the contact to write to when the first one bounced: no guess, and
-// none that bounced itself.
+// next is the contact to write to when the first one bounced: no guess, none
+// that bounced itself, and none that has the report already.
 func (d *Desk) next(c *Case) Contact {
 	m := c.mail()
 	for _, o := range append([]Contact{m.Cc}, m.Others...) {
-		if bad, _ := d.bad(o.Address); o.Address != "" && !o.Guess && !bad && o.Address != m.To.Address {
+		if bad, _ := d.bad(o.Address); o.Address != "" && !o.Guess && !bad && !c.told(o.Address) {
 			return o
 		}
 	}
 	return Contact{}
+}
+
+// told reports whether a mail of the case went to an address, or may have.
+func (c *Case) told(addr string) bool {
+	for _, m := range c.Mails {
+		for _, a := range m.Attempts {
+			if a.mayHaveLeft() && (sameAddr(addr, m.To.Address) || sameAddr(addr, m.Cc.Address)) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // Next is the contact that is proposed after a bounce; zero if there is none.
@@ -173,10 +221,14 @@ type Approval struct {
 	Guess string `json:"guess,omitempty"`
 	// BlockedDesk: send although the desk's answers cannot reach us.
 	BlockedDesk bool `json:"blocked_desk,omitempty"`
+	// Digest is that of the draft which is approved, or its first 12 digits or
+	// more. Empty: the one that Show has shown to this person last.
+	Digest string `json:"digest,omitempty"`
 }
 
-// Approve freezes a draft: exactly this mail goes out, by Run or by Send. The
-// error is a *Refusal where something stands against it.
+// Approve freezes a draft: exactly this mail goes out, by Run or by Send, with
+// the date and who approved it filled in. Only what the person has seen is
+// approved. The error is a *Refusal where something stands against it.
 func (d *Desk) Approve(id, by string, a Approval) (Case, error) {
 	return d.approve(id, by, a, false)
 }
@@ -201,46 +253,34 @@ func (d *Desk) approve(id, by string, a Approval, auto bool) (Case, error) {
 	if _, err := d.config.sender(); err != nil || d.config.From == "" {
 		return Case{}, &Refusal{"reports.from is not set", "name a mailbox that a person reads, as in \"Example Mail abuse desk <abuse@example.net>\""}
 	}
-	switch {
-	case m.To.Address == "":
-		return Case{}, &Refusal{"there is no recipient", "`smtpguard reports edit " + c.ID + " --to ADDRESS` names one"}
-	case m.To.Guess && a.Guess != m.To.Address:
+	if r := d.barred(c, m); r != nil {
+		return Case{}, r
+	}
+	if m.To.Guess && !sameAddr(a.Guess, m.To.Address) {
 		return Case{}, &Refusal{m.To.Address + " is only a guess", "approve with --guess " + m.To.Address + " if you are sure"}
-	case len(c.live()) == 0:
-		return Case{}, &Refusal{"every block of it was lifted by an operator", "withdraw it"}
 	}
-	for _, r := range []Contact{m.To, m.Cc} {
-		if r.Address == "" {
-			continue
+	if auto {
+		if bad, until := d.bad(m.To.Address); bad {
+			return Case{}, &Refusal{fmt.Sprintf("%s bounced; it is left alone until %s", m.To.Address, until.UTC().Format("2006-01-02")), ""}
 		}
-		if _, err := CheckAddress(r.Address); err != nil || isRegistry(r.Address) {
-			return Case{}, &Refusal{r.Address + " is not an address that reports go to", "`smtpguard reports edit` names another"}
+		if bad, _ := d.bad(m.Cc.Address); bad {
+			m.Cc = Contact{}
+			m.Text = d.text(c.of(m), m)
 		}
-		if bad, until := d.bad(r.Address); bad && auto {
-			return Case{}, &Refusal{fmt.Sprintf("%s bounced; it is left alone until %s", r.Address, until.UTC().Format("2006-01-02")), ""}
-		}
+	} else if r := m.seenBy(c, by, a.Digest); r != nil {
+		return Case{}, r
 	}
-	for _, p := range c.prefixes() { // not what lies between them
-		if !d.reportable(p) {
-			return Case{}, &Refusal{p.String() + " is our own, allowed or reserved", "withdraw it"}
-		}
-	}
-	if d.o.Blocked != nil { // the blocks of now, not of when it was drafted
-		m.Desk = slices.DeleteFunc(m.Desk, func(a netip.Addr) bool {
-			_, b := d.o.Blocked(a)
-			return !b
-		})
-	}
+	d.blockedDesk(c, m) // the blocks of now, not of when it was drafted
 	if len(m.Desk) > 0 && !a.BlockedDesk {
 		return Case{}, &Refusal{fmt.Sprintf("the desk's own mail server %s is inside what we block, so its answers cannot reach us", m.Desk[0]),
 			fmt.Sprintf("`smtpguard allow add %s` exempts it; or approve with --blocked-desk", m.Desk[0])}
 	}
-	d.complete2(c, m)
+	d.complete(c, m)
 	msg, err := d.finishMail(c, m, by, auto)
 	if err != nil {
 		return Case{}, err
 	}
-	m.Approved = by
+	m.Approved, m.Seen = by, nil
 	if err := d.put(c, len(c.Mails)-1, *m, msg); err != nil {
 		return Case{}, err
 	}
@@ -255,6 +295,24 @@ func (d *Desk) approve(id, by string, a Approval, auto bool) (Case, error) {
 	return *c.clone(), nil
 }
 
+// minDigest is how many digits of a digest stand for all of it.
+const minDigest = 12
+
+// seenBy says what stands against a person approving the mail as it is: nil if
+// it is the one that this person names or was shown.
+func (m *Mail) seenBy(c *Case, by, digest string) *Refusal {
+	again := "look at it with `smtpguard reports show " + c.ID + "` first; a script passes --digest, which is there"
+	switch digest = strings.ToLower(digest); {
+	case digest != "" && (len(digest) < minDigest || !strings.HasPrefix(m.Digest, digest)):
+		return &Refusal{"the draft is not the one with that digest (any more)", again}
+	case digest != "" || m.Seen[by] == m.Digest:
+		return nil
+	case m.Seen[by] == "":
+		return &Refusal{by + " has not seen it", again}
+	}
+	return &Refusal{fmt.Sprintf("it has changed since %s saw it (%s, by %s)", by, utc(c.lastMove()), c.lastBy()), again}
+}
+
 // approveAuto approves what Config.Auto lets pass.
 func (d *Desk) approveAuto(ctx context.Context) {
 	if d.config.Mode != Auto {
@@ -265,6 +323,7 @@ func (d *Desk) approveAuto(ctx context.Context) {
 	for _, c := range d.cases {
 		m := c.mail()
 		if c.State != Drafted || m.Edited != "" || m.To.Address == "" || m.To.Guess || m.To.Stale || m.Origin.Disputed || !c.Certain || m.To.Form != "" && m.To.Source != "overrides file" ||
+			m.Outdated || slices.ContainsFunc(m.Attempts, func(a Attempt) bool { return !a.Trial }) || // refused for good
 			len(m.Desk) > 0 || !strings.Contains(m.To.Role, "abuse") || m.Facts.Connections < d.config.Auto.Connections || c.BlockCount < d.config.Auto.Blocks || observed(c) {
 			continue
 		}
@@ -279,7 +338,7 @@ func (d *Desk) approveAuto(ctx context.Context) {
 			return
 		}
 		if _, err := d.approve(id, Self, Approval{}, true); err != nil {
-			d.log.Info("a report waits for a person", "report", id, "why", err)
+			d.tell(id, err.Error(), func() { d.log.Info("a report waits for a person", "report", id, "why", err) })
 		}
 	}
 }
@@ -325,6 +384,25 @@ func (d *Desk) Send(ctx context.Context, id, by string, o SendOptions) (Case, er
 	}
 	c := now.clone()
 	m := c.mail()
+	// What was right when it was approved may not be so now.
+	if _, err := d.overridden(); err != nil {
+		d.mu.Unlock()
+		return *c, fmt.Errorf("%w: %w", ErrHeld, err)
+	}
+	if r := d.barred(c, m); r != nil {
+		err = r
+		if c.State == Approved {
+			m.Approved, c.Why = "", r.Why
+			c.move(Drafted, Self, "not sent: "+r.Why, d.now())
+			if serr := d.save(c); serr == nil {
+				*now = *c
+			} else {
+				err = errors.Join(err, serr)
+			}
+		}
+		d.mu.Unlock()
+		return Case{}, err
+	}
 	rcpt := []string{m.To.Address}
 	if m.Cc.Address != "" {
 		rcpt = append(rcpt, m.Cc.Address)
@@ -353,7 +431,7 @@ func (d *Desk) Send(ctx context.Context, id, by string, o SendOptions) (Case, er
 	}
 	// Written down before it is handed over: whatever happens from here on,
 	// it is known that it may have been sent.
-	m.Attempts = append(m.Attempts, Attempt{Begun: d.now(), Rcpt: rcpt})
+	m.attempt(Attempt{Begun: d.now(), Rcpt: rcpt})
 	c.Why = ""
 	c.move(Queued, by, "to "+strings.Join(rcpt, ", "), d.now())
 	if err := d.save(c); err != nil {
@@ -384,12 +462,25 @@ func (d *Desk) Send(ctx context.Context, id, by string, o SendOptions) (Case, er
 		at.Result += ": " + clean(herr.Error(), 300)
 	}
 	var result error
-	switch what {
-	case taken:
+	switch tries := m.tries(); {
+	case what == taken:
 		m.SentAt = d.now()
 		c.Why = ""
-		c.move(Sent, by, "the mail server has taken it", d.now())
-	case refused:
+		note := "the mail server has taken it"
+		if herr != nil { // not for the copy
+			c.note("the copy was not taken: " + herr.Error())
+			note += ", but not the copy"
+		}
+		c.move(Sent, by, note, d.now())
+	case what == rejected, what == refused && tries >= maxTries:
+		c.Why = "the mail server refused it for good: " + clean(herr.Error(), 300)
+		if what == refused {
+			c.Why = fmt.Sprintf("not sent in %d attempts: %s", tries, clean(herr.Error(), 300))
+		}
+		m.Approved = ""
+		c.move(Drafted, by, c.Why, d.now())
+		result = &Refusal{c.Why, "mend the cause, look at it and approve it again"}
+	case what == refused:
 		c.Why = "not sent: " + clean(herr.Error(), 300)
 		c.move(Approved, by, c.Why, d.now())
 		result = fmt.Errorf("%s was not sent: %w", c.ID, herr)
@@ -406,6 +497,43 @@ func (d *Desk) Send(ctx context.Context, id, by string, o SendOptions) (Case, er
 	}
 	d.step("noted")
 	return *c.clone(), result
+}
+
+// maxTries is how often a mail that is refused for now is handed over again,
+// ever more rarely: for about 29 hours. Then a person looks.
+const maxTries = 20
+
+// maxAttempts is how many handovers are remembered; those that may have left
+// always are.
+const maxAttempts = 60
+
+func (m *Mail) attempt(a Attempt) {
+	if len(m.Attempts) >= maxAttempts {
+		if i := slices.IndexFunc(m.Attempts, func(a Attempt) bool { return !a.mayHaveLeft() }); i >= 0 {
+			m.Attempts = slices.Delete(m.Attempts, i, i+1)
+		}
+	}
+	m.Attempts = append(m.Attempts, a)
+}
+
+// mayHaveLeft reports whether the recipients may have got it: also while it is
+// under way, and after a crash.
+func (a Attempt) mayHaveLeft() bool {
+	return !a.Trial && !strings.HasPrefix(a.Result, string(refused)) && !strings.HasPrefix(a.Result, string(rejected))
+}
+
+// tries is how often the mail was refused since something else came of it.
+func (m *Mail) tries() (n int) {
+	for _, a := range m.Attempts {
+		switch {
+		case a.Trial:
+		case strings.HasPrefix(a.Result, string(refused)):
+			n++
+		default:
+			n = 0
+		}
+	}
+	return n
 }
 
 // redirected puts another recipient into the header of a message, and the
@@ -460,8 +588,8 @@ func (d *Desk) trial(ctx context.Context, id, by, to string) (Case, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	attempt.Ended, attempt.Result = d.now(), string(what)
-	if m := c.mail(); m != nil && len(m.Attempts) < 50 && c.State != Queued {
-		m.Attempts = append(m.Attempts, attempt)
+	if m := c.mail(); m != nil && c.State != Queued && d.cases[c.ID] == c {
+		m.attempt(attempt)
 		err = d.save(c)
 	}
 	if herr != nil {
@@ -477,8 +605,7 @@ func (d *Desk) capped(c *Case, rcpt []string) string {
 	for _, o := range d.cases {
 		for _, m := range o.Mails {
 			for _, a := range m.Attempts {
-				// What may have been sent counts.
-				if a.Trial || strings.HasPrefix(a.Result, string(refused)) {
+				if !a.mayHaveLeft() {
 					continue
 				}
 				age := now.Sub(a.Begun)
@@ -490,7 +617,7 @@ func (d *Desk) capped(c *Case, rcpt []string) string {
 				}
 				if age < d.config.Caps.Recipient && (m.To.Address != "" || m.Cc.Address != "") {
 					for _, r := range rcpt {
-						if r == m.To.Address || r == m.Cc.Address {
+						if sameAddr(r, m.To.Address) || sameAddr(r, m.Cc.Address) {
 							return fmt.Sprintf("%s got a report at %s; the next one may go at %s", r, a.Begun.UTC().Format("15:04 UTC"), a.Begun.Add(d.config.Caps.Recipient).UTC().Format("2006-01-02 15:04 UTC"))
 						}
 					}
@@ -517,10 +644,10 @@ func (d *Desk) sendApproved(ctx context.Context) {
 			continue
 		}
 		// After a refusal it is tried again in a while, not at once.
-		n, last := 0, time.Time{}
+		n, last := m.tries(), time.Time{}
 		for _, a := range m.Attempts {
 			if !a.Trial {
-				n, last = n+1, a.Ended
+				last = a.Ended
 			}
 		}
 		if n > 0 && d.now().Sub(last) < time.Duration(min(n, 12))*10*time.Minute {
@@ -537,10 +664,11 @@ func (d *Desk) sendApproved(ctx context.Context) {
 		_, err := d.Send(ctx, c.ID, c.mail().Approved, SendOptions{})
 		switch {
 		case err == nil:
+			d.tell(c.ID, "", nil)
 			d.log.Info("a report is sent", "report", c.ID, "to", c.mail().To.Address)
 		case errors.Is(err, ErrHeld):
 		default:
-			d.log.Error("a report was not sent", "report", c.ID, "err", err)
+			d.tell(c.ID, err.Error(), func() { d.log.Error("a report was not sent", "report", c.ID, "err", err) })
 		}
 	}
 }
@@ -569,45 +697,4 @@ func (d *Desk) end(id, by, note string, to State) (Case, error) {
 	}
 	*now = *c
 	return *c.clone(), nil
-}
-
-// Export writes everything about a case into a new directory inside dir:
-// case.json, and of each mail the message, sources.csv, xarf.json and the
-// evidence. It returns the directory.
-func (d *Desk) Export(id, dir string) (string, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	c, err := d.get(id)
-	if err != nil {
-		return "", err
-	}
-	to := filepath.Join(dir, c.ID)
-	if err := os.Mkdir(to, 0o700); err != nil {
-		return "", fmt.Errorf("exporting %s: %w", c.ID, err)
-	}
-	text, err := json.MarshalIndent(c, "", "  ")
-	if err != nil {
-		return "", err
-	}
-	faults := []error{writeFile(filepath.Join(to, "case.json"), append(text, '\n'))}
-	for i := range c.Mails {
-		m := &c.Mails[i]
-		name := func(s string) string { return filepath.Join(to, fmt.Sprintf("%d-%s", i+1, s)) }
-		msg, err := d.o.Store.Record(kindMail, mailKey(c, i))
-		faults = append(faults, err, writeFile(name("mail.eml"), msg), writeFile(name("sources.csv"), []byte(csvText(c, &m.Facts))))
-		if x, err := d.xarf(c, m); err == nil {
-			faults = append(faults, writeFile(name("xarf.json"), append(x, '\n')))
-		}
-		if b, err := readBounded(d.rawPath(c, i), 16*maxBody); err == nil {
-			faults = append(faults, writeFile(name("lookup.json"), b))
-		}
-		if m.Archive.File != "" {
-			b, err := readBounded(d.path(m.Archive.File), maxArchive)
-			if err == nil {
-				err = writeFile(name("evidence.log.gz"), b)
-			}
-			faults = append(faults, err)
-		}
-	}
-	return to, errors.Join(faults...)
 }

@@ -64,6 +64,13 @@ func alnum(c byte) bool {
 	return c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
 }
 
+// addrKey is an address for comparing: domains know no case, and the local
+// parts of role accounts none either.
+func addrKey(addr string) string { return strings.ToLower(addr) }
+
+// sameAddr reports whether two addresses are one mailbox. Empty is none.
+func sameAddr(a, b string) bool { return a != "" && addrKey(a) == addrKey(b) }
+
 // domainOf is the part behind the @.
 func domainOf(addr string) string {
 	_, d, _ := strings.Cut(addr, "@")

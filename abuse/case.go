@@ -131,6 +131,9 @@ type Case struct {
 	// Ticket is the desk's number; Notes are what replies and bounces said.
 	Ticket string   `json:"ticket,omitempty"`
 	Notes  []string `json:"notes,omitempty"`
+	// Heard are hashes of the mails that were read about it, so that a mailbox
+	// may be read again; at most maxHeard.
+	Heard []string `json:"heard,omitempty"`
 	// MergedInto is set where a lookup showed that another case has the same
 	// network.
 	MergedInto string `json:"merged_into,omitempty"`
@@ -158,20 +161,35 @@ type Mail struct {
 	Facts Facts `json:"facts"`
 	// Warnings are for the person who approves; they are not in the mail.
 	Warnings []string `json:"warnings,omitempty"`
-	// Desk are addresses of the recipients' own mail servers that we block.
-	Desk []netip.Addr `json:"desk_blocked,omitempty"`
+	// Servers are addresses of the recipients' own mail servers; Desk are those
+	// of them that we block.
+	Servers []netip.Addr `json:"desk_servers,omitempty"`
+	Desk    []netip.Addr `json:"desk_blocked,omitempty"`
 	// Without says why there is no XARF part; empty if there is one.
 	Without string `json:"without_xarf,omitempty"`
-	// Edited is who wrote Text in place of the program's.
-	Edited   string    `json:"edited_by,omitempty"`
-	Text     string    `json:"text,omitempty"`
-	Made     time.Time `json:"made"`
-	LastID   uint64    `json:"last_id"` // the newest block that it tells of
-	Digest   string    `json:"digest"`  // sha256 of the message, hex
-	Size     int       `json:"size"`
-	Archive  Archive   `json:"archive,omitzero"`
-	Approved string    `json:"approved_by,omitempty"`
-	SentAt   time.Time `json:"sent_at,omitzero"`
+	// Text is the text for people. Edited is who wrote it in place of the
+	// program's.
+	Edited string    `json:"edited_by,omitempty"`
+	Text   string    `json:"text,omitempty"`
+	Made   time.Time `json:"made"`
+	LastID uint64    `json:"last_id"` // the newest block that it tells of
+	// AfterID is the newest block of the report that this one follows up, and
+	// After the time of its last connection: neither is told of again.
+	AfterID uint64    `json:"after_id,omitempty"`
+	After   time.Time `json:"after,omitzero"`
+	// Replaces is the Message-ID of a mail that bounced, in whose place this
+	// one goes to somebody else.
+	Replaces string `json:"replaces,omitempty"`
+	// Outdated: an operator has taken a block back since, or another case has
+	// joined. It is made anew before it can be approved.
+	Outdated bool   `json:"outdated,omitempty"`
+	Digest   string `json:"digest"` // sha256 of the message, hex
+	// Seen is the digest that each person was shown last.
+	Seen     map[string]string `json:"seen,omitempty"`
+	Size     int               `json:"size"`
+	Archive  Archive           `json:"archive,omitzero"`
+	Approved string            `json:"approved_by,omitempty"`
+	SentAt   time.Time         `json:"sent_at,omitzero"`
 	// Attempts are the handovers, each written down before it begins.
 	Attempts []Attempt `json:"attempts,omitempty"`
 }
@@ -252,6 +270,63 @@ func (c *Case) take(b Block) bool {
 	return true
 }
 
+// adopt adds blocks of another case. Those that are there already are known by
+// their ID.
+func (c *Case) adopt(refs []Ref) {
+	for _, r := range refs {
+		if slices.ContainsFunc(c.Blocks, func(o Ref) bool { return o.ID == r.ID }) {
+			continue
+		}
+		last := c.LastID
+		c.LastID = 0
+		c.take(Block(r))
+		c.LastID = max(last, r.ID)
+	}
+	if c.State == Drafted {
+		c.mail().Outdated = true
+	}
+}
+
+// give takes the blocks that move says out of the case.
+func (c *Case) give(move func(Ref) bool) (gone []Ref) {
+	c.Blocks = slices.DeleteFunc(c.Blocks, func(r Ref) bool {
+		if move(r) {
+			gone = append(gone, r)
+			return true
+		}
+		return false
+	})
+	c.BlockCount -= len(gone)
+	c.Held, c.FirstBlock, c.LastBlock = 0, time.Time{}, time.Time{}
+	for _, r := range gone {
+		if v := r.Verdict; v != nil {
+			c.Connections -= v.Opens + v.Refused
+		}
+	}
+	for _, r := range c.Blocks {
+		if r.Verdict != nil {
+			c.Held = max(c.Held, r.Verdict.Held)
+		}
+		if c.FirstBlock.IsZero() || r.Since.Before(c.FirstBlock) {
+			c.FirstBlock = r.Since
+		}
+		if r.Since.After(c.LastBlock) {
+			c.LastBlock = r.Since
+		}
+	}
+	return gone
+}
+
+// of is the case as far as a mail tells of it: without the blocks of the
+// report that it follows up, and without those that came after it was drafted.
+func (c *Case) of(m *Mail) *Case {
+	v := *c
+	v.Blocks = slices.DeleteFunc(slices.Clone(c.Blocks), func(r Ref) bool {
+		return r.ID != 0 && (r.ID <= m.AfterID || r.ID > m.LastID)
+	})
+	return &v
+}
+
 // live are the blocks that an operator did not take back.
 func (c *Case) live() []Ref {
 	return slices.DeleteFunc(slices.Clone(c.Blocks), func(r Ref) bool { return r.Pardoned })
@@ -295,14 +370,15 @@ func (c *Case) clone() *Case {
 // provisional is the network that a source is counted to before anybody was
 // asked.
 func provisional(p netip.Prefix) netip.Prefix {
-	bits := 24
-	if p.Addr().Is6() {
-		bits = 48
+	return netip.PrefixFrom(p.Addr(), min(p.Bits(), provisionalBits(p.Addr()))).Masked()
+}
+
+// provisionalBits is the narrowest network that is announced everywhere.
+func provisionalBits(a netip.Addr) int {
+	if a.Is6() {
+		return 48
 	}
-	if p.Bits() < bits {
-		return p.Masked()
-	}
-	return netip.PrefixFrom(p.Addr(), bits).Masked()
+	return 24
 }
 
 // common is the narrowest prefix around all of ps, which are of one family.

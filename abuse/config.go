@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -99,6 +100,15 @@ type Config struct {
 	// Redirect sends every mail to this address instead, for a trial. Only
 	// then are reserved and private sources reported too.
 	Redirect string
+
+	// Log is what the mail server's log holds, for Advice only; nil: not known.
+	Log *LogHolds
+}
+
+// LogHolds says what every line of a log has.
+type LogHolds struct {
+	Ports bool // of the sources
+	Zone  bool // of the times
 }
 
 // Lookup says who is asked for origin, prefix and contact. Nothing is looked
@@ -152,8 +162,9 @@ type Transport struct {
 	// Program is the sendmail program, absolute.
 	Program string
 	// Server is "host:port" for SMTP; TLS is required of it (STARTTLS, or from
-	// the beginning on port 465) unless it is a loopback address. User may be
-	// empty; the password is the first line of PasswordFile.
+	// the beginning on port 465) unless it is a loopback address, whose
+	// certificate is not looked at. User may be empty; the password is the
+	// first line of PasswordFile.
 	Server, User, PasswordFile string
 	// Timeout bounds one handover. One that takes longer is doubtful.
 	Timeout time.Duration
@@ -260,24 +271,102 @@ func (c Config) Check() error {
 // tokenMark in ReturnPath becomes the token of a case.
 const tokenMark = "{token}"
 
-// Advice names what keeps reports from being as good as they could be, for
-// `doctor`: settings only; what the log lacks is told by each draft.
+// CheckFiles returns every fault of the files that the configuration names,
+// joined: those that are not there, cannot be read, or hold something else.
+func (c Config) CheckFiles() error {
+	if c.Mode == Off {
+		return nil
+	}
+	var faults []error
+	bad := func(name string, err error) {
+		if err != nil {
+			faults = append(faults, fmt.Errorf("reports.%s: %w", name, err))
+		}
+	}
+	if c.ASNDatabase != "" {
+		bad("asn_database", (&database{path: c.ASNDatabase}).open())
+	}
+	_, err := (&overridesFile{path: c.Overrides}).read()
+	bad("overrides", err)
+	if c.From != "" && c.Delivery.By == Sendmail {
+		_, err := exec.LookPath(c.Delivery.Program)
+		bad("delivery.program", err)
+	}
+	if c.From != "" && c.Delivery.By == SMTP && c.Delivery.User != "" {
+		_, err := readBounded(c.Delivery.PasswordFile, 4096)
+		bad("delivery.password_file", err)
+	}
+	return errors.Join(faults...)
+}
+
+// oldDatabase is when an ASN database no longer says who announces what.
+const oldDatabase = 90 * 24 * time.Hour
+
+// Advice names what keeps reports from being as good as they could be, worst
+// first, a sentence each, for `doctor`. Nothing is said where reports are off.
 func (c Config) Advice() []string {
 	if c.Mode == Off {
 		return nil
 	}
 	var a []string
+	say := func(format string, args ...any) { a = append(a, fmt.Sprintf(format, args...)) }
 	if c.From == "" {
-		a = append(a, "reports.from is not set: nothing can be sent")
+		say("reports.from is not set: drafts are made, but nobody is asked for contacts and nothing can be sent")
+	} else if s, err := c.sender(); err != nil {
+		say("reports.from: %v", err)
+	} else if why := unreal(domainOf(s.Address)); why != "" {
+		say("reports.from is %s, and %s: answers of abuse desks will not arrive", s.Address, why)
 	}
-	if !strings.Contains(c.ReturnPath, tokenMark) {
-		a = append(a, "reports.return_path has no {token}: bounces are told apart by their Message-ID only")
+	switch {
+	case c.Log == nil:
+		say("it is not known whether the mail server logs source ports and time zones: reports need log_selector = +incoming_port +incoming_interface and log_timezone = true in Exim")
+	default:
+		if !c.Log.Ports {
+			say("the log holds no source ports: add +incoming_port (and +incoming_interface) to Exim's log_selector; without them there is no XARF part, and networks behind NAT cannot find the customer")
+		}
+		if !c.Log.Zone {
+			say("the log's times have no zone: set log_timezone = true in Exim; until then they are read in the zone of the policy, and the hour that comes twice in autumn is a guess")
+		}
 	}
-	if c.ASNDatabase == "" {
-		a = append(a, "reports.asn_database is not set: cases are gathered by /24 and /48 until their network is looked up")
+	var db *database
+	if c.ASNDatabase != "" {
+		db = &database{path: c.ASNDatabase}
+	}
+	switch {
+	case db == nil:
+		say("reports.asn_database is not set: cases are gathered by /24 and /48 until their network is looked up, and nobody knows an AS while lookups fail")
+	default:
+		if err := db.open(); err != nil {
+			say("reports.asn_database: %v", err)
+		} else if built := db.r.Metadata.BuildTime(); time.Since(built) > oldDatabase {
+			say("reports.asn_database is of %s: networks change hands, fetch a newer one", built.UTC().Format("2006-01-02"))
+		}
+	}
+	if _, err := (&overridesFile{path: c.Overrides}).read(); err != nil {
+		say("%v: nothing is sent until it is mended", err)
 	}
 	if !c.Lookup.Online {
-		a = append(a, "reports.lookup.online is off: contacts come from the overrides file only")
+		say("reports.lookup.online is off: contacts come from the overrides file only")
+	}
+	if !strings.Contains(c.ReturnPath, tokenMark) {
+		say("reports.return_path has no {token}: bounces are told apart by their Message-ID only")
+	}
+	if c.Redirect != "" {
+		say("reports.redirect is set: every report goes to %s and none to a desk", c.Redirect)
 	}
 	return a
+}
+
+// unreal says why mail to a domain arrives nowhere: the names that RFC 2606 and
+// RFC 6762 keep free, and what hosts are called that nobody named.
+func unreal(domain string) string {
+	top := domain[strings.LastIndexByte(domain, '.')+1:]
+	second := domain[strings.LastIndexByte(strings.TrimSuffix(domain, "."+top), '.')+1:]
+	switch {
+	case slices.Contains([]string{"example", "invalid", "test", "localhost", "local", "localdomain", "internal", "lan", "home"}, top):
+		return "no name on the Internet ends in ." + top
+	case second == "example.com" || second == "example.net" || second == "example.org":
+		return second + " is for documentation"
+	}
+	return ""
 }

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -67,9 +68,15 @@ type Desk struct {
 	lookups *lookups
 	now     func() time.Time
 	step    func(string) // tests end the process here; does nothing else
-	wake    chan struct{}
+	// Drafting waits for strangers' servers, sending does not wait for it: each
+	// is woken by itself.
+	wakeDraft, wakeSend chan struct{}
 
+	overrides overridesFile
 	preparing sync.Mutex // one round of drafts at a time
+
+	telling sync.Mutex
+	told    map[string]string // what was logged last of a thing that is looked at again and again
 
 	mu    sync.Mutex
 	cases map[string]*Case
@@ -81,7 +88,9 @@ type Desk struct {
 	taken   uint64
 	// learned is when the blocks of all cases were last looked at again.
 	learned time.Time
-	lost    int // blocks that found no room
+	ended   map[uint64]bool // blocks that are over and were looked at since
+	asked   []time.Time     // when networks were looked up, within a day
+	lost    int             // blocks that found no room
 }
 
 // origin is an AS and a prefix of it.
@@ -116,10 +125,11 @@ var (
 	ErrDoubtful = errors.New("it is doubtful whether it was sent")
 )
 
-// Refusal says why a report is not approved, and what can be done about it.
+// Refusal says why a report is not approved or not sent, and what can be done
+// about it.
 type Refusal struct{ Why, Hint string }
 
-func (r *Refusal) Error() string { return "the report is not approved: " + r.Why }
+func (r *Refusal) Error() string { return "refused: " + r.Why }
 
 // New makes a Desk and reads the cases. A mail that was being handed over when
 // the program ended is Doubtful from then on: it is never sent again by itself.
@@ -145,10 +155,14 @@ func newDesk(o Options, now func() time.Time, private bool) (*Desk, error) {
 		o.Clock = Clock
 	}
 	d := &Desk{config: o.Config, o: o, log: o.Log, version: cmp.Or(o.Version, "0"), now: now, step: func(string) {},
-		wake: make(chan struct{}, 1), cases: map[string]*Case{}, retry: map[string]time.Time{}, assumed: map[origin][]*Case{}, known: map[string]*Case{}}
+		wakeDraft: make(chan struct{}, 1), wakeSend: make(chan struct{}, 1), overrides: overridesFile{path: o.Config.Overrides}, told: map[string]string{},
+		cases: map[string]*Case{}, retry: map[string]time.Time{}, assumed: map[origin][]*Case{}, known: map[string]*Case{}, ended: map[uint64]bool{}}
 	var err error
 	if d.lookups, err = newLookups(o.Config, o.Store, o.Log, now, private); err != nil {
 		return nil, err
+	}
+	for _, dir := range []string{o.Config.Dir, filepath.Join(o.Config.Dir, "rdap")} {
+		sweep(dir, time.Now())
 	}
 	var bad []error
 	err = o.Store.Records(kindCase, func(key string, value []byte) bool {
@@ -176,7 +190,14 @@ func newDesk(o Options, now func() time.Time, private bool) (*Desk, error) {
 			return nil, fmt.Errorf("reading which blocks were taken: %w", err)
 		}
 	}
+	from := ""
+	if a, err := o.Config.sender(); err == nil {
+		from = a.Address
+	}
 	for _, c := range d.cases {
+		if m := c.mail(); c.State == Drafted && (m.From != from || m.Text == "") {
+			m.Outdated = true // it names who writes; earlier versions kept no text of their own
+		}
 		if c.State != Queued {
 			continue
 		}
@@ -222,6 +243,7 @@ func (d *Desk) Take(blocks ...Block) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	overrides, _ := d.overridden() // told; nothing is sent while it has faults
 	touched := map[*Case]bool{}
 	highest := d.taken
 	for _, b := range blocks {
@@ -229,10 +251,14 @@ func (d *Desk) Take(blocks ...Block) error {
 			continue
 		}
 		highest = max(highest, b.ID)
-		if b.Verdict == nil || b.Pardoned || !b.Prefix.IsValid() || d.now().Sub(b.Since) > d.config.Quiet+24*time.Hour || !d.reportable(b.Prefix) {
+		if b.Verdict == nil || b.Pardoned || !b.Prefix.IsValid() || d.now().Sub(b.Since) > d.config.Quiet+24*time.Hour {
 			continue // what was days ago, before a first start, is no news to anybody
 		}
-		c := d.caseFor(b)
+		o := d.lookups.known(b.Prefix.Addr())
+		if d.unreportable(b.Prefix, append(o.ASes, o.AS), overrides) != "" {
+			continue
+		}
+		c := d.caseFor(b, o)
 		if c == nil {
 			if d.lost++; d.lost%1000 == 1 {
 				d.log.Error("there is no room for more reports; blocks are not gathered", "blocks", d.lost)
@@ -264,35 +290,14 @@ func (d *Desk) Take(blocks ...Block) error {
 	return nil
 }
 
-// reportable reports whether anybody but ourselves is responsible for p.
-func (d *Desk) reportable(p netip.Prefix) bool {
-	if d.config.Redirect == "" && isReserved(p) {
-		return false
-	}
-	if d.o.Spare != nil {
-		for _, s := range d.o.Spare() {
-			if s.Overlaps(p) {
-				return false
-			}
-		}
-	}
-	return true
-}
-
 // caseFor finds the open case that a block belongs to, or opens one; nil if
-// there is no room. d.mu is held.
-func (d *Desk) caseFor(b Block) *Case {
-	claim, err := d.lookups.offline(b.Prefix.Addr())
-	if err != nil && !errors.Is(err, errNone) {
-		d.log.Warn("the ASN database was not used", "err", err)
-	}
-	var as uint32
+// there is no room. o is what is known of its origin: without that a block
+// joins no network that was looked up, for a part of it may be somebody
+// else's. d.mu is held.
+func (d *Desk) caseFor(b Block, o Origin) *Case {
 	network := provisional(b.Prefix)
-	if err == nil {
-		as = claim.Origins[0]
-		if p := claim.Prefix; p.IsValid() && p.Bits() <= b.Prefix.Bits() {
-			network = p
-		}
+	if p := o.Prefix; p.IsValid() && p.Bits() <= b.Prefix.Bits() {
+		network = p
 	}
 	var best *Case
 	better := func(c *Case) {
@@ -302,13 +307,13 @@ func (d *Desk) caseFor(b Block) *Case {
 		}
 	}
 	for _, c := range d.known {
-		if c.Network.Contains(b.Prefix.Addr()) && c.Network.Bits() <= b.Prefix.Bits() {
+		if c.has(b.Prefix, o) {
 			better(c)
 		}
 	}
 	if best == nil {
-		for _, c := range d.assumed[origin{as, network}] {
-			if !c.Certain && c.AS == as && c.Network == network {
+		for _, c := range d.assumed[origin{o.AS, network}] {
+			if !c.Certain && c.AS == o.AS && c.Network == network {
 				better(c)
 			}
 		}
@@ -319,11 +324,21 @@ func (d *Desk) caseFor(b Block) *Case {
 	if len(d.cases) >= maxCases && !d.makeRoom() {
 		return nil
 	}
-	c := &Case{ID: d.newID(b.Since), Token: newToken(), Kind: Flood, AS: as, Network: network, Opened: d.now()}
+	c := &Case{ID: d.newID(b.Since), Token: newToken(), Kind: Flood, AS: o.AS, Network: network, Opened: d.now()}
 	c.move(Gathering, Self, "", d.now())
 	d.cases[c.ID] = c
 	d.index(c)
 	return c
+}
+
+// has reports whether a network is one of the case's, of which origin and
+// announcement were looked up: it lies in the announcement, and its own origin,
+// as far as it is known, is the same one.
+func (c *Case) has(p netip.Prefix, o Origin) bool {
+	if !c.Network.Contains(p.Addr()) || c.Network.Bits() > p.Bits() || o.AS != c.AS {
+		return false
+	}
+	return o.Prefix == c.Network || !announced(o) // a database's range may be another
 }
 
 // open reports whether the case still gathers at a time.
@@ -402,9 +417,11 @@ func newToken() string { return "sg-" + strings.ToLower(rand.Text()[:16]) }
 
 // poke lets Run look at once.
 func (d *Desk) poke() {
-	select {
-	case d.wake <- struct{}{}:
-	default:
+	for _, c := range []chan struct{}{d.wakeDraft, d.wakeSend} {
+		select {
+		case c <- struct{}{}:
+		default:
+		}
 	}
 }
 
@@ -419,30 +436,44 @@ const every = 5 * time.Second
 // is old, until ctx ends. What it started has ended when it returns.
 func (d *Desk) Run(ctx context.Context) error {
 	defer d.Close()
-	t := time.NewTicker(every)
-	defer t.Stop()
-	for {
-		if d.config.Mode != Off {
-			d.Work(ctx)
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-t.C:
-		case <-d.wake:
+	if d.config.Mode == Off {
+		<-ctx.Done()
+		return nil
+	}
+	loop := func(wake <-chan struct{}, work func(context.Context)) {
+		t := time.NewTicker(every)
+		defer t.Stop()
+		for ctx.Err() == nil {
+			work(ctx)
+			select {
+			case <-ctx.Done():
+			case <-t.C:
+			case <-wake:
+			}
 		}
 	}
+	var wg sync.WaitGroup
+	wg.Go(func() { loop(d.wakeDraft, d.workDraft) })
+	wg.Go(func() { loop(d.wakeSend, d.workSend) })
+	wg.Wait()
+	return nil
 }
 
 // Work does once what Run does all the time. Faults are logged and shown in
 // the cases.
 func (d *Desk) Work(ctx context.Context) {
+	d.workDraft(ctx)
+	d.workSend(ctx)
+}
+
+func (d *Desk) workDraft(ctx context.Context) {
 	d.refresh()
 	d.prepare(ctx, d.due())
-	d.approveAuto(ctx)
-	d.sendApproved(ctx)
 	d.forget()
+	d.approveAuto(ctx) // here: it stands behind a draft
 }
+
+func (d *Desk) workSend(ctx context.Context) { d.sendApproved(ctx) }
 
 // refresh learns once a minute what became of the blocks of cases that are
 // not sent yet. A case whose blocks were all taken back by an operator is
@@ -469,12 +500,22 @@ func (d *Desk) learn(c *Case) {
 	changed := false
 	for i := range c.Blocks {
 		r := &c.Blocks[i]
-		if r.Pardoned || !r.Lifted.IsZero() {
+		if r.Pardoned || !r.Lifted.IsZero() || d.ended[r.ID] {
 			continue
 		}
-		if b, ok := d.o.Refresh(r.ID); ok && (b.Pardoned || !b.Lifted.Equal(r.Lifted) || !b.Until.Equal(r.Until)) {
+		b, ok := d.o.Refresh(r.ID)
+		if ok && (b.Pardoned || !b.Lifted.Equal(r.Lifted) || !b.Until.Equal(r.Until)) {
 			r.Pardoned, r.Lifted, r.Until = b.Pardoned, b.Lifted, b.Until
 			changed = true
+			if m := c.mail(); m != nil && r.Pardoned {
+				m.Outdated = true
+			}
+		}
+		if now := d.now(); !now.Before(r.Until) { // nothing more can become of it
+			if len(d.ended) > 100_000 {
+				clear(d.ended)
+			}
+			d.ended[r.ID] = true
 		}
 	}
 	if !changed {
@@ -483,6 +524,9 @@ func (d *Desk) learn(c *Case) {
 	if len(c.live()) == 0 && c.BlockCount <= len(c.Blocks) {
 		c.Why = "an operator lifted every block of it"
 		c.move(Withdrawn, Self, c.Why, d.now())
+	} else if m := c.mail(); c.State == Approved && m.Outdated {
+		m.Approved, c.Why = "", "an operator lifted a block of it; it is to be approved again"
+		c.move(Drafted, Self, c.Why, d.now())
 	}
 	if err := d.save(c); err != nil {
 		d.log.Error("a report is not written down", "err", err)
@@ -506,6 +550,8 @@ func (d *Desk) due() []string {
 		case c.State == Gathering || c.State == Held && m == nil:
 			want = (c.Connections >= d.config.Threshold.Connections || c.Held >= d.config.Threshold.Held) &&
 				(settled || now.Sub(c.FirstBlock) >= 4*d.config.Threshold.Settle)
+		case c.State == Drafted && m.Outdated:
+			want = true
 		case c.State == Drafted: // it grew, and nobody has put a hand on it
 			want = m.Edited == "" && c.lastBy() == Self && c.LastID > m.LastID && settled && now.Sub(c.lastMove()) >= redraftEvery
 		case c.State.out() && c.State != Queued && c.State != Doubtful && c.State != Bounced:

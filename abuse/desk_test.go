@@ -3,6 +3,7 @@ package abuse
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -236,7 +237,7 @@ func TestR25_BlockedDesk(t *testing.T) {
 	}
 	// Exempted meanwhile: nothing stands against it.
 	e := ""
-	if _, err := b.Edit(d.ID, "root", Edit{Cc: &e}); err != nil {
+	if _, err := b.Edit(t.Context(), d.ID, "root", Edit{Cc: &e}); err != nil {
 		t.Fatal(err)
 	}
 	b.cases[d.ID].Mails[0].Desk = []netip.Addr{netip.MustParseAddr("192.0.2.26")}
@@ -318,16 +319,16 @@ func TestStates(t *testing.T) {
 	}
 	b.contact(strings.ToLower(id), "abuse@op.example")
 	text := "A text of my own.\n\nWith a second paragraph.\n"
-	if _, err := b.Edit(id, "alice (uid 1000)", Edit{Text: &text}); err != nil {
+	if _, err := b.Edit(t.Context(), id, "alice (uid 1000)", Edit{Text: &text}); err != nil {
 		t.Fatal(err)
 	}
 	for _, bad := range []string{"", "\x1b[2J", strings.Repeat("x", 79), "\u00fc", strings.Repeat("x\n", maxText)} {
-		if _, err := b.Edit(id, "alice", Edit{Text: &bad}); err == nil {
+		if _, err := b.Edit(t.Context(), id, "alice", Edit{Text: &bad}); err == nil {
 			t.Errorf("text %.20q is taken", bad)
 		}
 	}
 	for _, bad := range []string{"abuse@ripe net", "a;b@op.example", "-f@op.example"} {
-		if _, err := b.Edit(id, "alice", Edit{To: &bad}); err == nil {
+		if _, err := b.Edit(t.Context(), id, "alice", Edit{To: &bad}); err == nil {
 			t.Errorf("recipient %q is taken", bad)
 		}
 	}
@@ -337,7 +338,7 @@ func TestStates(t *testing.T) {
 	}
 	// An edit after the approval asks for another one.
 	to := "desk@op.example"
-	if c, err := b.Edit(id, "bob", Edit{To: &to}); err != nil || c.State != Drafted || c.Mails[0].Approved != "" {
+	if c, err := b.Edit(t.Context(), id, "bob", Edit{To: &to}); err != nil || c.State != Drafted || c.Mails[0].Approved != "" {
 		t.Errorf("%s, %v", c.State, err)
 	}
 	must(b.Approve(id, "bob", Approval{}))
@@ -447,7 +448,9 @@ func TestPardon(t *testing.T) {
 	}
 }
 
-// TestJoin: cases that a lookup shows to be of one network become one.
+// TestJoin: cases that a lookup shows to be of one network become one. Lying
+// inside an announcement is not enough: a part of it may be announced by
+// somebody else, who then gets a report of his own.
 func TestJoin(t *testing.T) {
 	w := newWorld(t)
 	w.plain()
@@ -455,41 +458,270 @@ func TestJoin(t *testing.T) {
 	w.online(&c)
 	b := newBench(t, c, Options{})
 	w.connect(b.lookups)
-	var blocks []Block
-	for i := range 10 {
-		a := fmt.Sprintf("198.51.%d.7", 100+i)
-		w.set("/stat/network-info/data.json?"+a, `{"data":{"asns":["64500"],"prefix":"198.51.0.0/16"}}`)
-		blocks = append(blocks, blockOf(uint64(i+1), a+"/32", testStart, 200+i, 0))
+	announce := func(third int, as, prefix string) {
+		w.set(fmt.Sprintf("/stat/network-info/data.json?198.51.%d.7", third), `{"data":{"asns":["`+as+`"],"prefix":"`+prefix+`"}}`)
 	}
+	var blocks []Block
+	for i := range 4 {
+		announce(100+i, "64500", "198.51.0.0/16")
+		blocks = append(blocks, blockOf(uint64(i+1), fmt.Sprintf("198.51.%d.7/32", 100+i), testStart, 200+i, 0))
+	}
+	announce(102, "64511", "198.51.102.0/24") // the more specific one
+	w.set("/rdap/autnum/64511", string(answer(entity(`"abuse"`, `["email",{},"text","abuse@other.example"]`))))
+	blocks[3].Verdict.Opens = 3 // too small by itself, but of the same network
+	blocks[3].Verdict.Held = 0
 	w.setTXT("7.100.51.198.origin.test")
 	b.Take(blocks...)
 	b.Work(t.Context())
-	var drafts, joined int
-	for _, c := range b.Cases() {
-		switch {
-		case c.State == Drafted:
-			drafts++
-			if c.AS != 64500 || c.Network != pfx("198.51.0.0/16") || c.BlockCount != 10 || c.Connections != 2045 || c.Mails[0].Facts.Connections != 2045 {
-				t.Errorf("%+v", c)
+	find := func(a string) Case {
+		t.Helper()
+		for _, c := range b.Cases() {
+			if c.MergedInto == "" && slices.ContainsFunc(c.Blocks, func(r Ref) bool { return r.Prefix == pfx(a) }) {
+				return c
 			}
-			// Only what was blocked is accused, not the whole announcement.
-			if p := reported(&c); p != pfx("198.51.96.0/20") {
-				t.Errorf("reported %s", p)
-			}
-		case c.MergedInto != "":
-			joined++
 		}
+		t.Fatalf("%s is in no case", a)
+		return Case{}
 	}
-	if drafts != 1 || joined != 9 {
-		t.Errorf("%d drafts, %d joined", drafts, joined)
+	one, other := find("198.51.100.7/32"), find("198.51.102.7/32")
+	if one.State != Drafted || one.AS != 64500 || one.Network != pfx("198.51.0.0/16") || one.BlockCount != 3 || one.Connections != 404 || one.Mails[0].Facts.Connections != 404 || find("198.51.103.7/32").ID != one.ID {
+		t.Errorf("%+v", one)
 	}
-	if n := w.count("/stat/network-info"); n != 1 {
+	// Only what was blocked is accused, not the whole announcement.
+	if p := reported(&one); p != pfx("198.51.100.0/22") {
+		t.Errorf("reported %s", p)
+	}
+	if other.State != Drafted || other.AS != 64511 || other.Network != pfx("198.51.102.0/24") || other.BlockCount != 1 || other.ID == one.ID || other.Mails[0].Origin.AS != 64511 {
+		t.Errorf("%+v", other)
+	}
+	if n := w.count("/stat/network-info"); n != 4 {
 		t.Errorf("asked %d times", n)
 	}
-	// What comes later joins by the network that is known now.
-	b.Take(blockOf(50, "198.51.3.3/32", b.time(), 200, 0))
-	if n := len(b.Cases()); n != 10 {
-		t.Errorf("%d cases", n)
+	// What comes later joins where its own origin is known by now: another
+	// address of a /24 that was asked about, but not one that nobody asked about.
+	b.Take(blockOf(50, "198.51.101.99/32", b.time(), 10, 0), blockOf(51, "198.51.102.99/32", b.time(), 10, 0), blockOf(52, "198.51.3.3/32", b.time(), 10, 0))
+	if id := find("198.51.101.99/32").ID; id != one.ID {
+		t.Errorf("the same /24 is in %s, not in %s", id, one.ID)
+	}
+	if id := find("198.51.102.99/32").ID; id != other.ID {
+		t.Errorf("the other's /24 is in %s, not in %s", id, other.ID)
+	}
+	if c := find("198.51.3.3/32"); c.ID == one.ID || c.AS != 0 {
+		t.Errorf("what nobody asked about is counted to AS%d", c.AS)
+	}
+}
+
+// TestSplit: what a database takes for one network, and the lookup does not,
+// does not stay together.
+func TestSplit(t *testing.T) {
+	b := newBench(t, testConfig(t), Options{})
+	b.Take(blockOf(1, "198.51.100.7/32", testStart, 300, 0), blockOf(2, "198.51.100.200/32", testStart, 200, 0), blockOf(3, "198.51.100.8/32", testStart, 1, 0))
+	id := b.only().ID
+	c := b.settle(id, finding{origin: Origin{AS: 64500, Prefix: pfx("198.51.100.0/25"), Claims: []Claim{{Origins: []uint32{64500}, Prefix: pfx("198.51.100.0/25"), Announced: true}}}}, nil)
+	if c == nil || c.ID != id || c.BlockCount != 2 || c.Connections != 301 || len(c.prefixes()) != 2 || !c.Certain {
+		t.Fatalf("%+v", c)
+	}
+	cs := b.Cases()
+	i := slices.IndexFunc(cs, func(c Case) bool { return c.ID != id })
+	if len(cs) != 2 || cs[i].BlockCount != 1 || cs[i].Connections != 200 || cs[i].Certain || cs[i].Blocks[0].ID != 2 {
+		t.Errorf("%+v", cs)
+	}
+	// A block that holds more than the announcement cannot be taken apart.
+	b = newBench(t, testConfig(t), Options{})
+	b.Take(blockOf(1, "198.51.100.0/24", testStart, 300, 0))
+	if c := b.settle(b.only().ID, finding{origin: Origin{AS: 64500, Prefix: pfx("198.51.100.0/25")}}, nil); c == nil || c.Certain || c.BlockCount != 1 {
+		t.Errorf("%+v", c)
+	}
+}
+
+// TestNever: what the overrides file says never to report is not gathered, not
+// asked about, not approved and not sent, wherever in a case it is.
+func TestNever(t *testing.T) {
+	write := func(t *testing.T, path, text string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bench := func(t *testing.T, text string) (*bench, *world, string) {
+		path := filepath.Join(t.TempDir(), "overrides")
+		write(t, path, text)
+		b := flooded(t, func(c *Config, _ *Options, _ *floodLog) { c.Overrides = path })
+		return b, worldOf[b.Desk], path
+	}
+	t.Run("network", func(t *testing.T) {
+		b, w, _ := bench(t, "198.51.100.128/25 never\n")
+		if cs := b.Cases(); len(cs) != 0 { // the /24 that holds it
+			t.Errorf("%+v", cs)
+		}
+		b.Take(blockOf(2, "198.51.100.200/32", testStart, 500, 0))
+		b.Work(t.Context())
+		if cs := b.Cases(); len(cs) != 0 || w.count("") != 0 {
+			t.Errorf("%+v, asked %d times", cs, w.count(""))
+		}
+		b.Take(blockOf(3, "198.51.100.7/32", testStart, 500, 0))
+		if c := b.only(); c.BlockCount != 1 {
+			t.Errorf("%+v", c)
+		}
+	})
+	t.Run("AS by the database", func(t *testing.T) {
+		b, w, _ := bench(t, "AS64500 never\n")
+		b.Work(t.Context())
+		if cs := b.Cases(); len(cs) != 0 || w.count("") != 0 {
+			t.Errorf("%+v, asked %d times", cs, w.count(""))
+		}
+	})
+	t.Run("AS by a lookup", func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "overrides")
+		write(t, path, "AS64500 never\n")
+		b := flooded(t, func(c *Config, _ *Options, _ *floodLog) { c.Overrides, c.ASNDatabase = path, "" })
+		b.Work(t.Context())
+		if c := b.only(); c.State != Withdrawn || !strings.Contains(c.Why, "never to report AS64500") || len(c.Mails) != 0 || worldOf[b.Desk].count("/rdap") != 0 {
+			t.Errorf("%s (%s), RDAP asked %d times", c.State, c.Why, worldOf[b.Desk].count("/rdap"))
+		}
+	})
+	t.Run("a contact for a part of it", func(t *testing.T) {
+		b, _, _ := bench(t, "AS64500 never\n198.51.100.0/24 customer@op.example\n")
+		if c, _ := b.drafted(); c.Mails[0].To.Address != "customer@op.example" {
+			t.Errorf("%+v", c.Mails[0].To)
+		}
+	})
+	for _, when := range []string{"before the approval", "before it is sent"} {
+		t.Run(when, func(t *testing.T) {
+			b, _, path := bench(t, "# nothing yet\n")
+			b.Take(blockOf(2, "198.51.100.7/32", testStart, 10, 0)) // not the busiest
+			c, _ := b.drafted()
+			if when == "before it is sent" {
+				must(b.Approve(c.ID, "root", Approval{}))
+			}
+			write(t, path, "198.51.100.7/32 never   # from now on\n")
+			var r *Refusal
+			if when == "before it is sent" {
+				_, err := b.Send(t.Context(), c.ID, "root", SendOptions{})
+				if !asRefusal(err, &r) || !strings.Contains(r.Why, "never to report 198.51.100.7/32") {
+					t.Errorf("sent: %v", err)
+				}
+				if c := b.only(); c.State != Drafted || !strings.Contains(c.Why, "never") {
+					t.Errorf("%s (%s)", c.State, c.Why)
+				}
+			} else if _, err := b.Approve(c.ID, "root", Approval{}); !asRefusal(err, &r) || !strings.Contains(r.Why, "never to report 198.51.100.7/32") {
+				t.Errorf("approved: %v", err)
+			}
+			if len(b.sent()) != 0 {
+				t.Error("it is sent")
+			}
+		})
+	}
+	t.Run("a file with faults", func(t *testing.T) {
+		b, _, path := bench(t, "# nothing yet\n")
+		c, _ := b.drafted()
+		must(b.Approve(c.ID, "root", Approval{}))
+		write(t, path, "198.51.100.0/24 nevr\n")
+		if _, err := b.Send(t.Context(), c.ID, "root", SendOptions{}); !errors.Is(err, ErrHeld) || !strings.Contains(err.Error(), "line 1") {
+			t.Errorf("sent although nobody knows whom never to report: %v", err)
+		}
+		os.Remove(path)
+		if _, err := b.Send(t.Context(), c.ID, "root", SendOptions{}); !errors.Is(err, ErrHeld) {
+			t.Errorf("sent although nobody knows whom never to report: %v", err)
+		}
+		write(t, path, "198.51.100.0/24 abuse@op.example\n")
+		if c, err := b.Send(t.Context(), c.ID, "root", SendOptions{}); err != nil || c.State != Sent {
+			t.Errorf("%s, %v", c.State, err)
+		}
+	})
+}
+
+// TestSendChecksAgain: what became ours, or was redirected, between the
+// approval and the sending is not sent.
+func TestSendChecksAgain(t *testing.T) {
+	own := []netip.Prefix{}
+	b := newBench(t, testConfig(t), Options{Spare: func() []netip.Prefix { return own }})
+	b.Take(blockOf(1, "198.51.100.23/32", testStart, 200, 0))
+	d, _ := b.drafted()
+	b.contact(d.ID, "abuse@op.example")
+	must(b.Approve(d.ID, "root", Approval{}))
+	own = append(own, pfx("198.51.100.0/24"))
+	var r *Refusal
+	if _, err := b.Send(t.Context(), d.ID, "root", SendOptions{}); !asRefusal(err, &r) || !strings.Contains(r.Why, "our own") {
+		t.Errorf("sent: %v", err)
+	}
+	b.Work(t.Context())
+	if c := b.only(); c.State != Drafted || len(b.sent()) != 0 {
+		t.Errorf("%s, %d sent", c.State, len(b.sent()))
+	}
+	own = nil
+	must(b.Approve(d.ID, "root", Approval{}))
+	// Approved as a trial of a reserved network; the redirection is gone now.
+	reserved = append(reserved, pfx("198.51.100.0/24"))
+	b.Work(t.Context())
+	if c := b.only(); c.State != Drafted || len(b.sent()) != 0 || !strings.Contains(c.Why, "reserved") {
+		t.Errorf("%s (%s), %d sent", c.State, c.Why, len(b.sent()))
+	}
+}
+
+// TestApproveWhatWasSeen: nobody approves a text that he has not seen.
+func TestApproveWhatWasSeen(t *testing.T) {
+	b := newBench(t, testConfig(t), Options{})
+	b.Take(blockOf(1, "198.51.100.23/32", testStart, 200, 0))
+	d, _ := b.drafted()
+	b.contact(d.ID, "abuse@op.example")
+	var r *Refusal
+	approve := func(by string, a Approval) error { _, err := b.Desk.Approve(d.ID, by, a); return err }
+	if err := approve("alice", Approval{}); !asRefusal(err, &r) || !strings.Contains(r.Why, "alice has not seen it") || !strings.Contains(r.Hint, "reports show") {
+		t.Errorf("approved unseen: %v", err)
+	}
+	_, shownMail, _ := b.Show(d.ID, "alice")
+	if err := approve("bob", Approval{}); !asRefusal(err, &r) {
+		t.Errorf("what alice has seen is approved by bob: %v", err)
+	}
+	// More blocks come, and the draft is made anew (by hand: a person's mark
+	// keeps that from happening by itself).
+	b.cases[d.ID].mail().Outdated = true
+	b.pass(2 * time.Hour)
+	b.Take(blockOf(2, "198.51.100.24/32", b.time(), 777, 0))
+	b.pass(time.Hour)
+	b.Work(t.Context())
+	if c := b.only(); c.State != Drafted || c.Mails[0].To.Address != "abuse@op.example" || c.Mails[0].Facts.Connections != 977 {
+		t.Fatalf("%s, %+v", c.State, c.Mails[0].Facts.Connections)
+	}
+	if err := approve("alice", Approval{}); !asRefusal(err, &r) || !strings.Contains(r.Why, "has changed since alice saw it") {
+		t.Errorf("approved, although it was made anew: %v", err)
+	}
+	c, msg, _ := b.Show(d.ID, "alice")
+	if bytes.Equal(msg, shownMail) {
+		t.Fatal("nothing was changed")
+	}
+	digest := c.Mails[0].Digest
+	for _, bad := range []string{digest[:8], strings.Repeat("0", 64), digest + "0"} {
+		if err := approve("alice", Approval{Digest: bad}); !asRefusal(err, &r) {
+			t.Errorf("approved with digest %s: %v", bad, err)
+		}
+	}
+	// The recipient is changed by who has seen the rest: no need to look again.
+	to := "desk@op.example"
+	if _, err := b.Edit(t.Context(), d.ID, "alice", Edit{To: &to}); err != nil {
+		t.Fatal(err)
+	}
+	_, msg, _ = b.Case(d.ID)
+	if err := approve("alice", Approval{}); err != nil {
+		t.Fatal(err)
+	}
+	// What goes out is what was shown, with the date and who checked it.
+	_, out, _ := b.Case(d.ID)
+	_, ps := parts(t, out)
+	_, was := parts(t, msg)
+	if want := strings.Replace(flat(was[0].text), signedMark, signed(true), 1); flat(ps[0].text) != want {
+		t.Errorf("approved:\n%s\nshown:\n%s", ps[0].text, was[0].text)
+	}
+	for i := 1; i < len(ps); i++ {
+		if ps[i] != was[i] {
+			t.Errorf("part %d differs", i)
+		}
+	}
+	// A script names the digest.
+	c, _ = must(b.Edit(t.Context(), d.ID, "bob", Edit{To: &to})), 0
+	if err := approve("script", Approval{Digest: strings.ToUpper(c.Mails[0].Digest[:12])}); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -577,25 +809,16 @@ func TestLogFails(t *testing.T) {
 	}
 }
 
-func TestExport(t *testing.T) {
+func TestForget(t *testing.T) {
 	b := flooded(t, nil)
 	d, msg := b.drafted()
-	dir := t.TempDir()
-	to, err := b.Export(d.ID, dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range []string{"case.json", "1-mail.eml", "1-sources.csv", "1-xarf.json", "1-evidence.log.gz", "1-lookup.json"} {
-		fi, err := os.Stat(filepath.Join(to, name))
-		if err != nil || fi.Size() == 0 || fi.Mode().Perm() != 0o600 {
-			t.Errorf("%s: %v", name, err)
+	for _, path := range []string{b.emlPath(&d, 0), b.rawPath(&d, 0), b.path(d.Mails[0].Archive.File)} {
+		if fi, err := os.Stat(path); err != nil || fi.Size() == 0 || fi.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v", path, err)
 		}
 	}
-	if !bytes.Equal(must(os.ReadFile(filepath.Join(to, "1-mail.eml"))), msg) || !bytes.Equal(must(os.ReadFile(b.emlPath(&d, 0))), msg) {
+	if !bytes.Equal(must(os.ReadFile(b.emlPath(&d, 0))), msg) {
 		t.Error("the mail is another one")
-	}
-	if _, err := b.Export(d.ID, dir); err == nil {
-		t.Error("an export is overwritten")
 	}
 	// After its time everything of it goes.
 	must(b.CloseCase(d.ID, "root", ""))
@@ -633,7 +856,7 @@ func TestRun(t *testing.T) {
 				for _, c := range b.Cases() {
 					b.Case(c.ID)
 					to := "abuse@op.example"
-					if _, err := b.Edit(c.ID, "root", Edit{To: &to}); err == nil {
+					if _, err := b.Edit(t.Context(), c.ID, "root", Edit{To: &to}); err == nil {
 						b.Approve(c.ID, "root", Approval{})
 					}
 				}
@@ -652,7 +875,7 @@ func TestRun(t *testing.T) {
 		for _, c := range b.Cases() {
 			to := "abuse@op.example"
 			if c.State == Drafted {
-				b.Edit(c.ID, "root", Edit{To: &to})
+				b.Edit(t.Context(), c.ID, "root", Edit{To: &to})
 				b.Approve(c.ID, "root", Approval{})
 			}
 		}
@@ -703,7 +926,212 @@ func TestConfigCheck(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if a := DefaultConfig().Advice(); len(a) != 3 {
-		t.Errorf("%q", a)
+}
+
+func TestAdvice(t *testing.T) {
+	const db = "../testdata/abuse/asn/doc-asn.mmdb"
+	good := DefaultConfig()
+	good.From, good.ReturnPath, good.Log = "abuse@mail.op.net", "abuse+{token}@mail.op.net", &LogHolds{Ports: true, Zone: true}
+	fresh := must(os.ReadFile(db))
+	i := bytes.Index(fresh, []byte("build_epoch")) + len("build_epoch")
+	if fresh[i] != 4 || fresh[i+1] != 2 { // an unsigned 64-bit number of four bytes, as its format has it
+		t.Fatalf("the database has another form: %x", fresh[i:i+6])
+	}
+	binary.BigEndian.PutUint32(fresh[i+2:], uint32(time.Now().Unix()))
+	good.ASNDatabase = filepath.Join(t.TempDir(), "fresh.mmdb")
+	must(0, os.WriteFile(good.ASNDatabase, fresh, 0o600))
+	if a := good.Advice(); len(a) != 0 {
+		t.Errorf("nothing is wrong, and %q", a)
+	}
+	for want, change := range map[string]func(*Config){
+		"+incoming_port":           func(c *Config) { c.Log = &LogHolds{Zone: true} },
+		"log_timezone = true":      func(c *Config) { c.Log = &LogHolds{Ports: true} },
+		"it is not known whether":  func(c *Config) { c.Log = nil },
+		"reports.from is not set":  func(c *Config) { c.From = "" },
+		"is for documentation":     func(c *Config) { c.From = "Abuse <abuse@mx.example.net>" },
+		"ends in .local":           func(c *Config) { c.From = "abuse@mail.local" },
+		"asn_database is not set":  func(c *Config) { c.ASNDatabase = "" },
+		"fetch a newer one":        func(c *Config) { c.ASNDatabase = db },
+		"no such file":             func(c *Config) { c.ASNDatabase = "/nonexistent/x.mmdb" },
+		"until it is mended":       func(c *Config) { c.Overrides = "/nonexistent/overrides" },
+		"has no {token}":           func(c *Config) { c.ReturnPath = "" },
+		"lookup.online is off":     func(c *Config) { c.Lookup.Online = false },
+		"every report goes to a@b": func(c *Config) { c.Redirect = "a@b.op.net" },
+	} {
+		c := good
+		change(&c)
+		if a := c.Advice(); len(a) != 1 || !strings.Contains(a[0], want) {
+			t.Errorf("want %q, got %q", want, a)
+		}
+	}
+	c := good
+	c.Mode = Off
+	if c.From, c.Log = "", nil; c.Advice() != nil {
+		t.Error("advice on what is off")
+	}
+	// The files, for `policy check`.
+	good.Delivery.Program = "/bin/true"
+	if err := good.CheckFiles(); err != nil {
+		t.Error(err)
+	}
+	for want, change := range map[string]func(*Config){
+		"reports.asn_database:":           func(c *Config) { c.ASNDatabase = good.Delivery.Program + ".none" },
+		"reports.asn_database: the ASN":   func(c *Config) { c.ASNDatabase = "desk_test.go" },
+		"reports.overrides:":              func(c *Config) { c.Overrides = "desk_test.go" },
+		"reports.delivery.program:":       func(c *Config) { c.Delivery.Program = "/nonexistent/sendmail" },
+		"reports.delivery.password_file:": func(c *Config) { c.Delivery = Transport{By: SMTP, User: "u", PasswordFile: "/nonexistent/pw"} },
+	} {
+		c := good
+		c.Delivery.Program = "/bin/true"
+		change(&c)
+		if err := c.CheckFiles(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("want %q, got %v", want, err)
+		}
+	}
+}
+
+// TestSweep: what a killed program left half-written goes, what somebody may
+// be writing stays.
+func TestSweep(t *testing.T) {
+	c := testConfig(t)
+	must(0, os.MkdirAll(filepath.Join(c.Dir, "rdap"), 0o700))
+	for name, age := range map[string]time.Duration{".smtpguard-new-1": 2 * time.Hour, "rdap/.smtpguard-new-2": 48 * time.Hour, ".smtpguard-new-3": time.Minute, "mine.eml": 48 * time.Hour} {
+		path := filepath.Join(c.Dir, name)
+		must(0, os.WriteFile(path, nil, 0o600))
+		must(0, os.Chtimes(path, time.Time{}, time.Now().Add(-age)))
+	}
+	newBench(t, c, Options{})
+	for name, stays := range map[string]bool{".smtpguard-new-1": false, "rdap/.smtpguard-new-2": false, ".smtpguard-new-3": true, "mine.eml": true} {
+		if _, err := os.Stat(filepath.Join(c.Dir, name)); (err == nil) != stays {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// The name is the one that is written under.
+	f := must(createTemp(c.Dir))
+	f.Close()
+	if ok, _ := filepath.Match(tempName, filepath.Base(f.Name())); !ok {
+		t.Errorf("written as %s", f.Name())
+	}
+}
+
+// TestRefreshEnds: a block that is over is looked at once more, and then not
+// again every minute.
+func TestRefreshEnds(t *testing.T) {
+	asked := 0
+	blk := blockOf(1, "198.51.100.1/32", testStart, 20, 0)
+	blk.Verdict.Held = 1 // it stays below the threshold
+	blk.Until = testStart.Add(3 * time.Hour)
+	b := newBench(t, testConfig(t), Options{Refresh: func(uint64) (Block, bool) { asked++; return blk, true }})
+	b.Take(blk)
+	b.Work(t.Context())
+	blk.Until = blk.Until.Add(time.Hour) // it was made longer
+	b.pass(90 * time.Minute)
+	b.Work(t.Context())
+	if c := b.only(); asked != 2 || !c.Blocks[0].Until.Equal(blk.Until) {
+		t.Errorf("asked %d times, until %s", asked, c.Blocks[0].Until)
+	}
+	before := asked
+	b.clock = blk.Until.Add(time.Minute)
+	for range 10 {
+		b.pass(time.Minute)
+		b.refresh()
+	}
+	if asked != before+1 {
+		t.Errorf("asked %d times of a block that is over", asked-before)
+	}
+}
+
+// TestDeskOfTheEdited: whoever a person names, their mail server is looked for
+// too.
+func TestDeskOfTheEdited(t *testing.T) {
+	b := flooded(t, func(_ *Config, o *Options, _ *floodLog) {
+		o.Blocked = func(a netip.Addr) (netip.Prefix, bool) {
+			return pfx("198.51.100.0/24"), pfx("198.51.100.0/24").Contains(a)
+		}
+	})
+	w := worldOf[b.Desk]
+	w.mu.Lock()
+	w.mx["op3.example"], w.a["mx.op3.example"] = []string{"mx.op3.example"}, []string{"198.51.100.99"}
+	w.mu.Unlock()
+	d, _ := b.drafted()
+	to := "abuse@op3.example"
+	c := must(b.Edit(t.Context(), d.ID, "root", Edit{To: &to}))
+	if !strings.Contains(strings.Join(c.Mails[0].Warnings, "\n"), "smtpguard allow add 198.51.100.99") {
+		t.Errorf("warnings %q", c.Mails[0].Warnings)
+	}
+	var r *Refusal
+	if _, err := b.Approve(d.ID, "root", Approval{}); !asRefusal(err, &r) || !strings.Contains(r.Why, "198.51.100.99") {
+		t.Errorf("approved: %v", err)
+	}
+	to = "abuse@op2.example"
+	c = must(b.Edit(t.Context(), d.ID, "root", Edit{To: &to}))
+	if len(c.Mails[0].Desk) != 0 || strings.Contains(strings.Join(c.Mails[0].Warnings, "\n"), "198.51.100.99") {
+		t.Errorf("%v, warnings %q", c.Mails[0].Desk, c.Mails[0].Warnings)
+	}
+}
+
+// TestPardonAfterEdit: a person's text and recipient stay, but what an operator
+// took back goes out of the facts, and is approved anew.
+func TestPardonAfterEdit(t *testing.T) {
+	pardoned := map[uint64]bool{}
+	blocks := map[uint64]Block{1: blockOf(1, "198.51.100.1/32", testStart, 200, 0), 2: blockOf(2, "198.51.100.2/32", testStart, 300, 0)}
+	b := newBench(t, testConfig(t), Options{Refresh: func(id uint64) (Block, bool) {
+		x, ok := blocks[id]
+		x.Pardoned = pardoned[id]
+		return x, ok
+	}})
+	b.Take(blocks[1], blocks[2])
+	d, _ := b.drafted()
+	text := "My own words.\n"
+	to := "abuse@op.example"
+	must(b.Edit(t.Context(), d.ID, "root", Edit{To: &to, Text: &text}))
+	if _, err := b.Desk.Approve(d.ID, "root", Approval{}); err != nil { // who writes the text has seen it
+		t.Fatal(err)
+	}
+	pardoned[2] = true
+	if _, err := b.Send(t.Context(), d.ID, "root", SendOptions{}); err == nil || len(b.sent()) != 0 {
+		t.Errorf("sent: %v", err)
+	}
+	var r *Refusal
+	if _, err := b.Approve(d.ID, "root", Approval{}); !asRefusal(err, &r) {
+		t.Errorf("approved with the block that was taken back: %v", err)
+	}
+	b.Work(t.Context())
+	c, msg, _ := b.Case(d.ID)
+	_, ps := parts(t, msg)
+	if c.State != Drafted || c.Mails[0].Outdated || c.Mails[0].To.Address != to || ps[0].text != strings.ReplaceAll(text, "\n", "\r\n") || strings.Contains(named(t, ps, "sources.csv"), "198.51.100.2,") {
+		t.Errorf("%s, to %s:\n%s", c.State, c.Mails[0].To.Address, msg)
+	}
+	if _, err := b.Desk.Approve(d.ID, "root", Approval{}); !asRefusal(err, &r) || !strings.Contains(r.Why, "has changed") {
+		t.Errorf("approved unseen: %v", err)
+	}
+	must(b.Approve(d.ID, "root", Approval{}))
+	b.Work(t.Context())
+	if c := b.only(); c.State != Sent {
+		t.Errorf("%s", c.State)
+	}
+}
+
+// TestFromIsSetLater: a draft names who writes, so it is made anew when that
+// has changed, and not approved before.
+func TestFromIsSetLater(t *testing.T) {
+	c := testConfig(t)
+	from := c.From
+	c.From, c.ReturnPath = "", ""
+	b := newBench(t, c, Options{})
+	b.Take(blockOf(1, "198.51.100.23/32", testStart, 200, 0))
+	d, _ := b.drafted()
+	b.contact(d.ID, "abuse@op.example")
+	c.From = from
+	later := newBench(t, c, Options{Store: b.store})
+	var r *Refusal
+	if _, err := later.Approve(d.ID, "root", Approval{}); !asRefusal(err, &r) || !strings.Contains(r.Why, "has changed") {
+		t.Errorf("approved with another sender: %v", err)
+	}
+	later.Work(t.Context())
+	must(later.Approve(d.ID, "root", Approval{}))
+	_, msg, _ := later.Case(d.ID)
+	if h, ps := parts(t, msg); h.Get("From") != `"Example Mail abuse desk" <abuse@example.net>` || !strings.Contains(flat(ps[0].text), "Sender: Example Mail Ltd, abuse@example.net") || h.Get("Message-Id") == "<"+d.Mails[0].MessageID+">" {
+		t.Errorf("%s", msg)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -13,6 +14,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/gaissmai/bart"
 
 	"github.com/smtpguard/smtpguard/detector"
 )
@@ -41,21 +44,28 @@ func (d *Desk) stored(c *Case) ([]byte, error) {
 	return d.o.Store.Record(kindMail, mailKey(c, len(c.Mails)-1))
 }
 
-// prepare makes drafts of cases: lookups first, for they may join cases; then
-// one reading of the logs for all; then the texts.
+// Bounds of what is looked up, whatever a flood looks like.
+const (
+	roundLookups = 60 // networks in one round of drafts; the others in the next
+	perDraft     = 25 // networks in a day, for each of Caps.Drafts
+)
+
+// prepare makes drafts of cases: who announces them first, for that may join
+// cases, then whom to write to, then one reading of the logs for all, then the
+// texts.
 func (d *Desk) prepare(ctx context.Context, due []string) {
 	if len(due) == 0 {
 		return
 	}
 	d.preparing.Lock()
 	defer d.preparing.Unlock()
-	overrides := d.overrides()
+	overrides, _ := d.overridden()
 	found := map[string]finding{}
 	var ready []*Case
 	d.mu.Lock()
 	made := d.draftsToday()
 	d.mu.Unlock()
-	for _, id := range due {
+	for n, id := range due {
 		if ctx.Err() != nil {
 			return
 		}
@@ -65,24 +75,45 @@ func (d *Desk) prepare(ctx context.Context, due []string) {
 			d.mu.Unlock()
 			continue
 		}
-		fresh := now.State != Drafted // a new mail, not one made anew
-		if fresh {
-			if made >= d.config.Caps.Drafts {
-				d.hold(id, fmt.Sprintf("%d drafts were made within a day, as many as reports.caps.drafts allows", d.config.Caps.Drafts))
-				d.mu.Unlock()
-				continue
-			}
-			made++
-		}
 		c := now.clone()
+		m := c.mail()
+		if c.State == Drafted && (m.Edited != "" || c.lastBy() != Self) { // a person has chosen whom to write to
+			d.mu.Unlock()
+			ready = append(ready, c)
+			continue
+		}
+		fresh := c.State != Drafted // a new mail, not one made anew
+		why := ""
+		switch {
+		case fresh && made >= d.config.Caps.Drafts:
+			why = fmt.Sprintf("%d drafts were made within a day, as many as reports.caps.drafts allows", d.config.Caps.Drafts)
+		case d.config.Lookup.Online && !d.mayAsk():
+			why = fmt.Sprintf("%d networks were looked up within a day, %d for each of reports.caps.drafts", d.config.Caps.Drafts*perDraft, perDraft)
+		}
+		if why != "" {
+			d.hold(id, why)
+			d.mu.Unlock()
+			continue
+		}
 		d.mu.Unlock()
-		f := d.lookups.find(ctx, busiest(c), c.Network, overrides)
-		if c = d.settle(id, f); c != nil {
+		if n >= roundLookups && d.config.Lookup.Online {
+			d.poke()
+			break
+		}
+		lctx, cancel := context.WithTimeout(ctx, d.config.Lookup.Total)
+		a := busiest(c)
+		var f finding
+		d.lookups.findOrigin(lctx, a, &f)
+		d.findNeighbours(ctx, c, f.origin)
+		if c = d.settle(id, f, overrides); c != nil {
+			d.lookups.findContacts(lctx, a, c.Network, overrides, &f)
 			found[id] = f
 			ready = append(ready, c)
-		} else if fresh {
-			made--
+			if fresh {
+				made++
+			}
 		}
+		cancel()
 	}
 	if len(ready) == 0 {
 		return
@@ -110,6 +141,49 @@ func (d *Desk) prepare(ctx context.Context, due []string) {
 	}
 }
 
+// mayAsk counts one more network that is looked up; d.mu is held.
+func (d *Desk) mayAsk() bool {
+	now := d.now()
+	d.asked = slices.DeleteFunc(d.asked, func(t time.Time) bool { return now.Sub(t) >= 24*time.Hour })
+	if len(d.asked) >= d.config.Caps.Drafts*perDraft {
+		return false
+	}
+	d.asked = append(d.asked, now)
+	return true
+}
+
+// findNeighbours asks for the origins of what else gathers inside a network
+// that was found, the largest first, so that settle can join what belongs
+// together: lying inside it is not enough.
+func (d *Desk) findNeighbours(ctx context.Context, c *Case, o Origin) {
+	if o.AS == 0 || !o.Prefix.IsValid() || !d.config.Lookup.Online {
+		return
+	}
+	var near []*Case
+	d.mu.Lock()
+	for _, n := range d.cases {
+		if n.ID != c.ID && !n.Certain && (n.State == Gathering || n.State == Held) && n.open(d.now(), d.config.Quiet) &&
+			n.Network != c.Network && o.Prefix.Overlaps(n.Network) && d.lookups.known(n.Network.Addr()).AS == 0 {
+			near = append(near, n.clone())
+		}
+	}
+	slices.SortFunc(near, func(a, b *Case) int { return b.Connections - a.Connections })
+	for i := range near {
+		if i >= roundLookups || !d.mayAsk() {
+			near = near[:i]
+			break
+		}
+	}
+	d.mu.Unlock()
+	for _, n := range near {
+		if ctx.Err() != nil {
+			return
+		}
+		var f finding
+		d.lookups.findOrigin(ctx, busiest(n), &f)
+	}
+}
+
 // hold notes why a draft that is due is not made; d.mu is held.
 func (d *Desk) hold(id, why string) {
 	c := d.cases[id]
@@ -121,23 +195,6 @@ func (d *Desk) hold(id, why string) {
 	if err := d.save(c); err != nil {
 		d.log.Error("a report is not written down", "err", err)
 	}
-}
-
-func (d *Desk) overrides() []Override {
-	if d.config.Overrides == "" {
-		return nil
-	}
-	text, err := readBounded(d.config.Overrides, maxBody)
-	if err == nil {
-		var all []Override
-		if all, err = ParseOverrides(text); err == nil {
-			return all
-		}
-		d.log.Error("the overrides file has faults; its other lines are used", "file", d.config.Overrides, "err", err)
-		return all
-	}
-	d.log.Error("the overrides file is not used", "err", err)
-	return nil
 }
 
 // busiest is an address of the case to ask about: the source that weighs most.
@@ -155,36 +212,54 @@ func busiest(c *Case) netip.Addr {
 	return best
 }
 
-// settle gives a case the network that was found, and joins cases that turn
-// out to be of the same one. It returns a copy, nil if the case was joined to
-// another or has gone.
-func (d *Desk) settle(id string, f finding) *Case {
+// settle gives a case the network that was found, joins cases that are known
+// to be of the same one, and puts what lies outside it into cases of its own.
+// It returns a copy, nil if there is nothing to draft: the case was joined to
+// another, has gone, or is of those that are never reported.
+func (d *Desk) settle(id string, f finding, overrides []Override) *Case {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	c := d.cases[id]
 	if c == nil || c.MergedInto != "" {
 		return nil
 	}
+	for _, p := range c.prefixes() {
+		if why := d.unreportable(p, c.ases(f.origin), overrides); why != "" {
+			c.Why = why
+			c.move(Withdrawn, Self, why, d.now())
+			if err := d.save(c); err != nil {
+				d.log.Error("a report is not written down", "err", err)
+			}
+			return nil
+		}
+	}
 	if f.origin.AS == 0 || !f.origin.Prefix.IsValid() {
 		return c.clone()
 	}
-	outside := slices.ContainsFunc(c.prefixes(), func(p netip.Prefix) bool {
-		return !f.origin.Prefix.Contains(p.Addr()) || p.Bits() < f.origin.Prefix.Bits()
-	})
-	if outside { // a /24 case of several announcements: it stays what it is
-		return c.clone()
+	inside := func(p netip.Prefix) bool {
+		return f.origin.Prefix.Contains(p.Addr()) && p.Bits() >= f.origin.Prefix.Bits()
+	}
+	if all := c.prefixes(); slices.ContainsFunc(all, func(p netip.Prefix) bool { return !inside(p) }) {
+		// A block that is wider than the announcement, or a mail that tells of
+		// all: it stays what it is.
+		if len(c.Mails) > 0 || slices.ContainsFunc(all, func(p netip.Prefix) bool { return !inside(p) && f.origin.Prefix.Overlaps(p) }) || !slices.ContainsFunc(all, inside) {
+			return c.clone()
+		}
 	}
 	if was := (origin{c.AS, c.Network}); !c.Certain {
 		d.assumed[was] = slices.DeleteFunc(d.assumed[was], func(o *Case) bool { return o == c })
 	}
 	c.AS, c.Network, c.Certain = f.origin.AS, f.origin.Prefix, true
 	d.index(c)
+	if err := d.split(c, inside); err != nil {
+		d.log.Error("a report of several networks stays one", "report", c.ID, "err", err)
+	}
 	for _, o := range d.cases {
 		if o == c || o.Kind != c.Kind || !o.open(d.now(), d.config.Quiet) || o.Certain && (o.AS != c.AS || o.Network != c.Network) {
 			continue
 		}
 		if !o.Certain && (o.State != Gathering && o.State != Held || slices.ContainsFunc(o.prefixes(), func(p netip.Prefix) bool {
-			return !c.Network.Contains(p.Addr()) || p.Bits() < c.Network.Bits()
+			return !inside(p) || !c.has(p, d.lookups.known(p.Addr()))
 		})) {
 			continue
 		}
@@ -209,18 +284,38 @@ func (d *Desk) settle(id string, f finding) *Case {
 	return c.clone()
 }
 
+// split moves the blocks of c that are not inside its network into cases of
+// their own; d.mu is held. Those are written first: a block in both is known
+// by its ID.
+func (d *Desk) split(c *Case, inside func(netip.Prefix) bool) error {
+	var faults []error
+	moved := map[uint64]bool{}
+	touched := map[*Case]bool{}
+	for _, r := range c.Blocks {
+		if inside(r.Prefix) {
+			continue
+		}
+		o := d.caseFor(Block(r), d.lookups.known(r.Prefix.Addr()))
+		if o == nil || o == c {
+			continue
+		}
+		o.adopt([]Ref{r})
+		touched[o], moved[r.ID] = true, true
+	}
+	for o := range touched {
+		faults = append(faults, d.save(o))
+	}
+	if err := errors.Join(faults...); err != nil {
+		return err
+	}
+	c.give(func(r Ref) bool { return moved[r.ID] && !inside(r.Prefix) })
+	return nil
+}
+
 // join moves the blocks of one case into another; d.mu is held. The target is
 // written first: a block in both is known by its ID.
 func (d *Desk) join(into, from *Case) error {
-	for _, r := range from.Blocks {
-		if slices.ContainsFunc(into.Blocks, func(o Ref) bool { return o.ID == r.ID }) {
-			continue
-		}
-		last := into.LastID
-		into.LastID = 0
-		into.take(Block(r))
-		into.LastID = max(last, r.ID)
-	}
+	into.adopt(from.Blocks)
 	if err := d.save(into); err != nil {
 		return err
 	}
@@ -235,17 +330,19 @@ func (d *Desk) gather(ctx context.Context, cases []*Case) ([]Facts, []Archive) {
 	facts := make([]Facts, len(cases))
 	archives := make([]Archive, len(cases))
 	for i, c := range cases {
-		facts[i] = fromVerdicts(c)
+		facts[i] = fromVerdicts(c.next())
 	}
 	if d.o.Logs == nil || len(cases) == 0 {
 		return facts, archives
 	}
 	ctx, cancel := context.WithTimeout(ctx, scanTimeout)
 	defer cancel()
+	hostile := d.hostile()
 	ks := make([]*collector, len(cases))
 	var from, to time.Time
 	for i, c := range cases {
 		k := newCollector(c)
+		k.hostile = hostile
 		a, err := newArchiver(d.config.Dir, fmt.Sprintf("%s-%d-evidence.log.gz", c.ID, draftNumber(c)+1))
 		if err != nil {
 			d.log.Error("the evidence is not kept", "report", c.ID, "err", err)
@@ -271,7 +368,7 @@ func (d *Desk) gather(ctx context.Context, cases []*Case) ([]Facts, []Archive) {
 	}
 	for i, k := range ks {
 		if k.archive != nil {
-			a, aerr := k.archive.close()
+			a, aerr := k.archive.close(k.reports)
 			if aerr != nil {
 				d.log.Error("the evidence is not kept", "report", cases[i].ID, "err", aerr)
 			} else if err == nil {
@@ -288,6 +385,46 @@ func (d *Desk) gather(ctx context.Context, cases []*Case) ([]Facts, []Archive) {
 	return facts, archives
 }
 
+// hostile are all networks that are blocked for a flood, of whatever case:
+// what the mail server refused them harmed nobody.
+func (d *Desk) hostile() *bart.Lite {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	t := new(bart.Lite)
+	for _, c := range d.cases {
+		for _, r := range c.Blocks {
+			if !r.Pardoned {
+				t.Insert(r.Prefix)
+			}
+		}
+	}
+	return t
+}
+
+// next is the case as far as its next draft tells of it: see Case.of.
+func (c *Case) next() *Case {
+	m := Mail{LastID: c.LastID}
+	m.follow(c)
+	return c.of(&m)
+}
+
+// follow makes m, the next mail of c or its draft made anew, leave out what the
+// report before it has told.
+func (m *Mail) follow(c *Case) {
+	i := draftNumber(c)
+	if i > 0 && c.Mails[i-1].replacedBy(c, i) {
+		m.AfterID, m.After = c.Mails[i-1].AfterID, c.Mails[i-1].After
+	} else if i > 0 {
+		m.AfterID, m.After = c.Mails[i-1].LastID, c.Mails[i-1].Facts.Last
+	}
+}
+
+// replacedBy reports whether the mail with number i stands in place of m, which
+// bounced, and so tells the same.
+func (m *Mail) replacedBy(c *Case, i int) bool {
+	return i < len(c.Mails) && c.Mails[i].Replaces == m.MessageID
+}
+
 // draftNumber is the index of the mail that a draft of c is: the one there is,
 // or the next one.
 func draftNumber(c *Case) int {
@@ -298,24 +435,35 @@ func draftNumber(c *Case) int {
 }
 
 // draft writes the mail of a case and puts it down, unless the case has moved
-// on meanwhile.
+// on meanwhile. What a person chose or wrote stays; the facts are new.
 func (d *Desk) draft(ctx context.Context, was *Case, f finding, facts Facts, archive Archive) error {
 	c := was
-	m := Mail{ReportID: newUUID(), Made: d.now(), LastID: c.LastID, Facts: facts, Archive: archive,
-		To: f.to, Cc: f.cc, Others: f.others, Origin: f.origin, Warnings: f.warnings, Format: d.config.Format}
+	m := Mail{ReportID: newUUID(), Made: d.now(), To: f.to, Cc: f.cc, Others: f.others, Origin: f.origin, Warnings: f.warnings, Format: d.config.Format}
+	m.follow(c)
 	i := draftNumber(c)
+	touched := false
 	if i < len(c.Mails) { // made anew: the same mail for all who know its ID
 		old := c.Mails[i]
-		m.ReportID, m.MessageID, m.InReplyTo, m.References, m.Made = old.ReportID, old.MessageID, old.InReplyTo, old.References, old.Made
+		if touched = old.Edited != "" || c.lastBy() != Self; touched {
+			m = old
+		} else {
+			m.ReportID, m.MessageID, m.InReplyTo, m.References, m.Made, m.Replaces = old.ReportID, old.MessageID, old.InReplyTo, old.References, old.Made, old.Replaces
+		}
+		m.Outdated = false
 		c.Mails = c.Mails[:i]
 	} else if i > 0 {
 		prev := c.Mails[i-1]
 		m.InReplyTo = prev.MessageID
 		m.References = append(slices.Clone(prev.References), prev.MessageID)
 	}
-	d.complete(c, &m, f)
-	d.checkDesk(ctx, c, &m)
+	m.Facts, m.Archive, m.LastID = facts, archive, c.LastID
 	c.Mails = append(c.Mails, m)
+	d.complete(c, c.mail())
+	if !touched {
+		servers, faults := d.deskServers(ctx, m.To.Address, m.Cc.Address)
+		c.mail().Servers, c.mail().Warnings = servers, append(c.mail().Warnings, faults...)
+	}
+	d.warnDesk(c, c.mail())
 	msg, err := d.finishMail(c, c.mail(), "", false)
 	if err != nil {
 		return err
@@ -324,7 +472,8 @@ func (d *Desk) draft(ctx context.Context, was *Case, f finding, facts Facts, arc
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	now := d.cases[c.ID]
-	if now == nil || now.State != was.State || now.mail() != nil && was.State == Drafted && (now.mail().Edited != "" || now.lastBy() != Self) || now.MergedInto != "" {
+	pardoned := func(c *Case) int { return len(c.Blocks) - len(c.live()) }
+	if now == nil || now.State != was.State || now.MergedInto != "" || len(now.History) != len(was.History) || !now.lastMove().Equal(was.lastMove()) || pardoned(now) != pardoned(was) {
 		return nil // a person, or a joining, came first
 	}
 	if err := d.put(now, i, *c.mail(), msg); err != nil {
@@ -351,10 +500,17 @@ func (d *Desk) draft(ctx context.Context, was *Case, f finding, facts Facts, arc
 	case m.To.Address == "":
 		now.Why = "contact missing"
 		note = "drafted; contact missing"
+	case touched:
+		now.Why = "its numbers are new since a person saw it"
+		note = "drafted anew: what it tells has changed"
 	case was.State == Drafted:
 		note = "drafted anew: more blocks came"
 	}
-	now.move(Drafted, Self, note, d.now())
+	by := Self
+	if touched { // it stays that person's
+		by = c.lastBy()
+	}
+	now.move(Drafted, by, note, d.now())
 	if err := d.save(now); err != nil {
 		return err
 	}
@@ -381,7 +537,7 @@ func (d *Desk) put(c *Case, i int, m Mail, msg []byte) error {
 }
 
 // complete fills in what follows from the rest.
-func (d *Desk) complete(c *Case, m *Mail, f finding) {
+func (d *Desk) complete(c *Case, m *Mail) {
 	domain := "localhost.invalid"
 	m.From, m.Return = "", ""
 	if a, err := d.config.sender(); err == nil && d.config.From != "" {
@@ -398,12 +554,21 @@ func (d *Desk) complete(c *Case, m *Mail, f finding) {
 	if m.To.Format != "" {
 		m.Format = m.To.Format
 	}
-	warn := func(format string, args ...any) { m.Warnings = append(m.Warnings, fmt.Sprintf(format, args...)) }
-	if m.To.Address == "" {
-		warn("contact missing: name one with `reports edit --to`, or fill the overrides file")
+	warn := func(format string, args ...any) {
+		if s := fmt.Sprintf(format, args...); !slices.Contains(m.Warnings, s) {
+			m.Warnings = append(m.Warnings, s)
+		}
 	}
-	if bad, until := d.bad(m.To.Address); bad {
-		warn("%s bounced lately and is not written to before %s", m.To.Address, until.UTC().Format("2006-01-02"))
+	m.Warnings = slices.DeleteFunc(m.Warnings, func(s string) bool {
+		return strings.HasPrefix(s, missing) && m.To.Address != "" || strings.Contains(s, sparedWarning)
+	})
+	if m.To.Address == "" && !slices.ContainsFunc(m.Warnings, func(s string) bool { return strings.HasPrefix(s, missing) }) {
+		warn(missing + ": name one with `reports edit --to`, or fill the overrides file")
+	}
+	for _, r := range []Contact{m.To, m.Cc} {
+		if bad, until := d.bad(r.Address); bad {
+			warn("%s bounced lately and is not written to by itself before %s", r.Address, until.UTC().Format("2006-01-02"))
+		}
 	}
 	if m.To.Form != "" {
 		warn("this desk prefers its form: %s", m.To.Form)
@@ -414,33 +579,35 @@ func (d *Desk) complete(c *Case, m *Mail, f finding) {
 	if m.Origin.NotAsked != "" {
 		warn("origin: %s", m.Origin.NotAsked)
 	}
-	if f.override != nil && f.override.Never {
-		warn("the overrides file says never to report this network")
-		m.To, m.Cc = Contact{Note: "never, by the overrides file"}, Contact{}
-	}
 	if m.Facts.Spared > 0 {
-		warn("%s inside the blocked networks delivered mail or logged in and are not reported", plural(m.Facts.Spared, "source", "sources"))
+		warn("%s"+sparedWarning, plural(m.Facts.Spared, "source", "sources"))
 	}
 	if !m.Facts.FromLog {
 		warn("no log line was found: the numbers are the detector's")
-	}
-	if m.Archive.Lines > 0 || m.Facts.FromLog {
+	} else {
 		warn("left out of every line: host names, HELO, ident, users, senders, recipients, subjects, message and process ids")
 	}
-	m.Subject = subject(c, m)
+	m.Subject = subject(c.of(m), m)
 }
 
-// finishMail makes the message and notes its digest.
+// sparedWarning is in what is said of proper senders.
+const sparedWarning = " inside the blocked networks delivered mail or logged in, and no report names them"
+
+// missing begins the warning that there is nobody to write to.
+const missing = "contact missing"
+
+// finishMail makes the message and notes its digest. A draft's text is made
+// here; what was shown to a person is approved as it is.
 func (d *Desk) finishMail(c *Case, m *Mail, by string, auto bool) ([]byte, error) {
+	v := c.of(m)
 	m.Without = ""
-	if _, err := d.xarf(c, m); err != nil {
+	if _, err := d.xarf(v, m); err != nil {
 		m.Without = err.Error()
 	}
-	text := m.Text
-	if m.Edited == "" {
-		text = d.text(c, m)
+	if m.Edited == "" && by == "" {
+		m.Text = d.text(v, m)
 	}
-	msg, err := d.message(c, m, text, by, auto, d.now())
+	msg, err := d.message(v, m, m.Text, by, auto, d.now())
 	if err != nil {
 		return nil, err
 	}
@@ -449,14 +616,14 @@ func (d *Desk) finishMail(c *Case, m *Mail, by string, auto bool) ([]byte, error
 	return msg, nil
 }
 
-// checkDesk looks whether the recipients' own mail servers are blocked here:
-// then their answers and bounces cannot reach us.
-func (d *Desk) checkDesk(ctx context.Context, c *Case, m *Mail) {
+// deskServers are the addresses of the mail servers of some recipients, and
+// what went wrong with asking for them.
+func (d *Desk) deskServers(ctx context.Context, to ...string) (servers []netip.Addr, faults []string) {
 	if !d.config.Lookup.Online {
-		return
+		return nil, nil
 	}
 	domains := map[string]bool{}
-	for _, a := range []string{m.To.Address, m.Cc.Address} {
+	for _, a := range to {
 		if a != "" {
 			domains[domainOf(a)] = true
 		}
@@ -464,20 +631,23 @@ func (d *Desk) checkDesk(ctx context.Context, c *Case, m *Mail) {
 	for _, domain := range slices.Sorted(maps.Keys(domains)) {
 		addrs, err := d.lookups.mailServers(ctx, domain)
 		if err != nil {
-			m.Warnings = append(m.Warnings, clean(err.Error(), 200))
-			continue
+			faults = append(faults, clean(err.Error(), 200))
 		}
-		for _, a := range addrs {
-			in := slices.ContainsFunc(c.prefixes(), func(p netip.Prefix) bool { return p.Contains(a) })
-			if d.o.Blocked != nil {
-				_, b := d.o.Blocked(a)
-				in = in || b
-			}
-			if in && !slices.Contains(m.Desk, a) {
-				m.Desk = append(m.Desk, a)
-				m.Warnings = append(m.Warnings, fmt.Sprintf("the mail server of %s (%s) is inside what we block: its answers cannot reach us; `smtpguard allow add %s` exempts it", domain, a, a))
-			}
-		}
+		servers = append(servers, addrs...)
+	}
+	return servers, faults
+}
+
+// deskWarning is in what is said of a recipient's mail server that we block.
+const deskWarning = " is inside what we block"
+
+// warnDesk says which of the recipients' own mail servers are blocked here:
+// then their answers and bounces cannot reach us.
+func (d *Desk) warnDesk(c *Case, m *Mail) {
+	d.blockedDesk(c, m)
+	m.Warnings = slices.DeleteFunc(m.Warnings, func(s string) bool { return strings.Contains(s, deskWarning) })
+	for _, a := range m.Desk {
+		m.Warnings = append(m.Warnings, fmt.Sprintf("the desk's own mail server %s%s: its answers cannot reach us; `smtpguard allow add %s` exempts it", a, deskWarning, a))
 	}
 }
 
@@ -486,7 +656,7 @@ func (d *Desk) bad(addr string) (bool, time.Time) {
 	if addr == "" {
 		return false, time.Time{}
 	}
-	v, err := d.o.Store.Record(kindBad, addr)
+	v, err := d.o.Store.Record(kindBad, addrKey(addr))
 	if err != nil || len(v) == 0 {
 		return false, time.Time{}
 	}

@@ -1,12 +1,14 @@
 package abuse
 
 import (
+	"bufio"
+	"bytes"
 	"compress/gzip"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"net/netip"
 	"os"
@@ -15,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gaissmai/bart"
 	"golang.org/x/sys/unix"
 
 	"github.com/smtpguard/smtpguard/detector"
@@ -62,17 +65,35 @@ type Facts struct {
 	BaselineDays float64 `json:"baseline_days,omitempty"`
 	// FromLog: the numbers are from log lines; else from the detector alone.
 	FromLog bool `json:"from_log"`
+	// Millis: the log's times have milliseconds.
+	Millis bool `json:"millis,omitempty"`
 	// Excerpt are lines made of parsed fields only.
 	Excerpt []Excerpt `json:"excerpt,omitempty"`
 	// Lines is how many log lines there are in all.
 	Lines int `json:"lines,omitempty"`
 }
 
-// Excerpt is one line of evidence, made of parsed fields.
+// Excerpt is one line of evidence, made of parsed fields: Text is what stands
+// behind the time.
 type Excerpt struct {
 	Time   time.Time  `json:"time"`
 	Source netip.Addr `json:"source"`
 	Text   string     `json:"text"`
+}
+
+const excerptTime = "2006-01-02 15:04:05.000 +0000"
+
+// size is what the line takes at most.
+func (e Excerpt) size() int { return len(excerptTime) + len(e.Text) + 2 }
+
+// line is the excerpt as Exim writes it, in UTC: with milliseconds where the
+// log has them.
+func (f *Facts) line(e Excerpt) string {
+	form := excerptTime
+	if !f.Millis {
+		form = strings.Replace(form, ".000", "", 1)
+	}
+	return e.Time.UTC().Format(form) + " " + e.Text
 }
 
 // Source is one source of a flood.
@@ -110,22 +131,29 @@ const (
 	maxSpan       = 48 * time.Hour // of one case that is read
 	tailAfter     = 2 * time.Minute
 	scanTimeout   = 5 * time.Minute
-	perSourceKeep = 3 // lines remembered of a source for the excerpt: its first and its last
+	perSourceKeep = 3  // lines remembered of a source for the excerpt: its first and its last
+	keepSeconds   = 64 // connections of a source that can be taken out of the peak again
 )
 
 // collector gathers the evidence of one case while a log is read.
 type collector struct {
 	prefixes []netip.Prefix
 	single   map[netip.Addr]bool // blocked by itself: reported whatever mail it sent
-	from, to time.Time
+	// hostile are all blocked networks, also of other cases; nil: not known.
+	hostile *bart.Lite
+	// from and to bound what is counted. began is when the flood did: what came
+	// before is the normal level. They differ in a follow-up.
+	began, from, to time.Time
 
-	sources  map[netip.Addr]*tally
-	more     map[netip.Prefix]*Source // what is over maxSources
-	seconds  map[int64]int32
-	others   map[int64]struct{}
-	nOthers  int
-	baseline int
-	lines    int
+	sources   map[netip.Addr]*tally
+	proper    map[netip.Addr]bool      // delivered mail or logged in before; at most maxSources
+	more      map[netip.Prefix]*Source // what is over maxSources
+	seconds   map[int64]int32
+	others    map[int64]struct{}
+	nOthers   int
+	baseline  int
+	overflown int // lines of more
+	millis    bool
 
 	archive *archiver
 }
@@ -136,10 +164,19 @@ type tally struct {
 	messages int
 	good     bool // delivered mail or logged in
 	lines    []Excerpt
+	n        int // lines in all
+	// seconds in which it connected, as long as they are few: they are taken
+	// out of the peak again if it turns out to be a proper sender.
+	seconds []int64
 }
 
+// newCollector collects for the next draft of a case.
 func newCollector(c *Case) *collector {
-	k := &collector{prefixes: c.prefixes(), single: map[netip.Addr]bool{}, sources: map[netip.Addr]*tally{},
+	m := Mail{LastID: c.LastID}
+	m.follow(c)
+	all := c
+	c = c.of(&m)
+	k := &collector{prefixes: c.prefixes(), single: map[netip.Addr]bool{}, sources: map[netip.Addr]*tally{}, proper: map[netip.Addr]bool{},
 		more: map[netip.Prefix]*Source{}, seconds: map[int64]int32{}, others: map[int64]struct{}{}}
 	for _, r := range c.live() {
 		if r.Prefix.IsSingleIP() {
@@ -169,7 +206,28 @@ func newCollector(c *Case) *collector {
 	if k.to.Sub(k.from) > maxSpan {
 		k.from = k.to.Add(-maxSpan)
 	}
+	k.began = k.from
+	if !m.After.IsZero() {
+		for _, o := range all.Mails {
+			if f := o.Facts.First; !f.IsZero() && f.Before(k.began) {
+				k.began = f
+			}
+		}
+		if all.FirstBlock.Before(k.began) {
+			k.began = all.FirstBlock
+		}
+		if !k.from.After(m.After) {
+			k.from = m.After.Add(1)
+		}
+	}
 	return k
+}
+
+// reports says whether a source is reported: not if it delivered mail or
+// logged in, unless it was blocked by itself.
+func (k *collector) reports(a netip.Addr) bool {
+	t := k.sources[a]
+	return t == nil || !t.good || k.single[a]
 }
 
 func (k *collector) covers(a netip.Addr) bool {
@@ -190,8 +248,12 @@ func (k *collector) observe(ev *detector.Event, line []byte) {
 	}
 	mine := k.covers(ev.Source)
 	if ev.Time.Before(k.from) {
-		if mine && (ev.Kind == detector.Opened || ev.Kind == detector.Refused) {
+		switch {
+		case !mine:
+		case (ev.Kind == detector.Opened || ev.Kind == detector.Refused) && ev.Time.Before(k.began):
 			k.baseline++
+		case (ev.Kind == detector.Accepted || ev.Kind == detector.Authenticated) && len(k.proper) < maxSources:
+			k.proper[ev.Source] = true
 		}
 		return
 	}
@@ -199,7 +261,7 @@ func (k *collector) observe(ev *detector.Event, line []byte) {
 		return
 	}
 	if !mine {
-		if ev.Kind == detector.Refused && ev.Reason == detector.RefusedFull {
+		if ev.Kind == detector.Refused && ev.Reason == detector.RefusedFull && (k.hostile == nil || !k.hostile.Contains(ev.Source)) {
 			k.nOthers++
 			k.others[ev.Time.Unix()] = struct{}{}
 		}
@@ -216,7 +278,7 @@ func (k *collector) observe(ev *detector.Event, line []byte) {
 			k.overflow(ev)
 			return
 		}
-		t = &tally{Source: Source{Prefix: netip.PrefixFrom(ev.Source, ev.Source.BitLen())}}
+		t = &tally{Source: Source{Prefix: netip.PrefixFrom(ev.Source, ev.Source.BitLen())}, good: k.proper[ev.Source]}
 		k.sources[ev.Source] = t
 	}
 	switch ev.Kind {
@@ -231,12 +293,17 @@ func (k *collector) observe(ev *detector.Event, line []byte) {
 		return
 	case detector.Opened, detector.Refused:
 		t.count(ev)
-		k.seconds[ev.Time.Unix()]++
+		s := ev.Time.Unix()
+		k.seconds[s]++
+		if len(t.seconds) < keepSeconds {
+			t.seconds = append(t.seconds, s)
+		}
 	}
-	k.lines++
+	t.n++
 	if k.archive != nil {
-		k.archive.line(line)
+		k.archive.line(ev.Source, line)
 	}
+	k.millis = k.millis || ev.Time.Nanosecond() != 0
 	l := Excerpt{ev.Time.UTC(), ev.Source, rendered(ev)}
 	if len(t.lines) < perSourceKeep {
 		t.lines = append(t.lines, l)
@@ -269,7 +336,7 @@ func (k *collector) overflow(ev *detector.Event) {
 	if ev.Kind != detector.Opened && ev.Kind != detector.Refused {
 		return
 	}
-	k.lines++
+	k.overflown++
 	k.seconds[ev.Time.Unix()]++
 	for _, p := range k.prefixes {
 		if p.Contains(ev.Source) {
@@ -284,17 +351,15 @@ func (k *collector) overflow(ev *detector.Event) {
 	}
 }
 
-// rendered is a log line made again of what was parsed of it, in UTC: the
-// time, both ends, the count and the reason. All else that a line can hold
-// (host names, HELO, users, senders, recipients, subjects, ids) is left out
-// by construction.
+// rendered is what was parsed of a log line, behind its time: both ends, the
+// count and the reason. All else that a line can hold (host names, HELO, users,
+// senders, recipients, subjects, ids) is left out by construction.
 func rendered(ev *detector.Event) string {
 	var b strings.Builder
-	b.WriteString(ev.Time.UTC().Format("2006-01-02 15:04:05.000 +0000"))
 	if ev.Kind == detector.Refused {
-		b.WriteString(" Connection from ")
+		b.WriteString("Connection from ")
 	} else {
-		b.WriteString(" SMTP connection from ")
+		b.WriteString("SMTP connection from ")
 	}
 	fmt.Fprintf(&b, "[%s]", ev.Source)
 	if ev.Port != 0 {
@@ -338,14 +403,18 @@ func rendered(ev *detector.Event) string {
 // facts are the numbers when everything was read. reach is how far back the
 // logs go.
 func (k *collector) facts(reach time.Time, base time.Duration) Facts {
-	f := Facts{FromLog: true, Lines: k.lines, Baseline: -1, PeakWindow: peakWindow}
+	f := Facts{FromLog: true, Lines: k.overflown, Baseline: -1, PeakWindow: peakWindow}
 	var kept []*tally
 	for a, t := range k.sources {
-		switch {
-		case t.good && !k.single[a]:
+		if !k.reports(a) {
 			f.Spared++
+			for _, s := range t.seconds {
+				k.seconds[s]--
+			}
 			continue
-		case t.Connections == 0:
+		}
+		f.Lines += t.n
+		if t.Connections == 0 {
 			continue
 		}
 		kept = append(kept, t)
@@ -375,21 +444,22 @@ func (k *collector) facts(reach time.Time, base time.Duration) Facts {
 	f.Taken = f.Connections - f.Refused
 	f.Others, f.OthersSeconds = k.nOthers, len(k.others)
 	f.Peak = min(k.peak(), f.Connections)
+	f.Millis = k.millis
 	f.Excerpt = excerpt(kept)
 	if base > 0 && !reach.IsZero() {
-		begin := k.from.Add(-base)
+		begin := k.began.Add(-base)
 		if reach.After(begin) {
 			begin = reach
 		}
-		if d := k.from.Sub(begin); d >= time.Hour {
+		if d := k.began.Sub(begin); d >= time.Hour {
 			f.Baseline, f.BaselineDays = k.baseline, d.Hours()/24
 		}
 	}
 	return f
 }
 
-// peak is the highest number of connections in peakWindow. Spared sources
-// count too: what they opened cannot be told apart any more, and is little.
+// peak is the highest number of connections in peakWindow, after facts has
+// taken the proper senders out: all of theirs up to keepSeconds connections.
 func (k *collector) peak() int {
 	n := int64(peakWindow / time.Second)
 	best := 0
@@ -416,11 +486,11 @@ func excerpt(kept []*tally) []Excerpt {
 				continue
 			}
 			l := t.lines[i]
-			if len(lines) >= maxExcerpt || size+len(l.Text)+1 > excerptBytes {
+			if len(lines) >= maxExcerpt || size+l.size() > excerptBytes {
 				continue
 			}
 			lines = append(lines, l)
-			size += len(l.Text) + 1
+			size += l.size()
 		}
 	}
 	slices.SortStableFunc(lines, func(a, b Excerpt) int { return a.Time.Compare(b.Time) })
@@ -532,69 +602,106 @@ func fromVerdicts(c *Case) Facts {
 	slices.SortStableFunc(lines, func(a, b Excerpt) int { return a.Time.Compare(b.Time) })
 	size := 0
 	for _, l := range lines {
-		if len(f.Excerpt) < maxExcerpt && size+len(l.Text)+1 <= excerptBytes {
+		if len(f.Excerpt) < maxExcerpt && size+l.size() <= excerptBytes {
 			f.Excerpt = append(f.Excerpt, l)
-			size += len(l.Text) + 1
+			size += l.size()
 		}
 	}
 	return f
 }
 
-// archiver keeps the raw lines of a case: for ourselves, never in a mail.
+// archiver keeps the raw lines of a case: for ourselves, never in a mail. They
+// go into a draft of the archive first, each behind its source, for only when
+// all were read is it known who is a proper sender.
 type archiver struct {
-	path string
-	f    *os.File
-	gz   *gzip.Writer
-	sum  hash.Hash
-	out  io.Writer
-	a    Archive
-	err  error
+	path  string
+	f     *os.File
+	gz    *gzip.Writer
+	bytes int64
+	cut   bool
+	err   error
 }
 
 func newArchiver(dir, name string) (*archiver, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
-	}
-	f, err := os.CreateTemp(dir, ".new-*")
+	f, err := createTemp(dir)
 	if err != nil {
 		return nil, err
 	}
-	a := &archiver{path: filepath.Join(dir, name), f: f, sum: sha256.New(), a: Archive{File: name}}
-	a.gz = gzip.NewWriter(f)
-	a.out = io.MultiWriter(a.gz, a.sum)
-	return a, nil
+	a := &archiver{path: filepath.Join(dir, name), f: f}
+	a.gz, a.err = gzip.NewWriterLevel(f, gzip.BestSpeed)
+	return a, a.err
 }
 
-func (a *archiver) line(line []byte) {
-	if a.err != nil || a.a.Cut {
+func (a *archiver) line(source netip.Addr, line []byte) {
+	if a.err != nil || a.cut {
 		return
 	}
-	if a.a.Bytes+int64(len(line))+1 > maxArchive {
-		a.a.Cut = true
+	if a.bytes += int64(len(line)) + 1; a.bytes > maxArchive {
+		a.cut = true
 		return
 	}
-	a.a.Lines++
-	a.a.Bytes += int64(len(line)) + 1
-	if _, a.err = a.out.Write(line); a.err == nil {
-		_, a.err = a.out.Write([]byte{'\n'})
-	}
+	_, a.err = fmt.Fprintf(a.gz, "%s %s\n", source, line)
 }
 
-// close puts the archive in place; with nothing in it there is none.
-func (a *archiver) close() (Archive, error) {
-	if err := a.gz.Close(); a.err == nil {
-		a.err = err
+// close puts the archive in place with the lines of those that are reported;
+// with nothing in it there is none.
+func (a *archiver) close(reports func(netip.Addr) bool) (Archive, error) {
+	err := errors.Join(a.err, a.gz.Close())
+	if err == nil {
+		_, err = a.f.Seek(0, io.SeekStart)
 	}
-	if a.a.Lines == 0 {
-		a.f.Close()
-		os.Remove(a.f.Name())
-		return Archive{}, a.err
+	out := Archive{File: filepath.Base(a.path), Cut: a.cut}
+	if err == nil {
+		err = out.write(a.f, a.path, reports)
 	}
-	a.a.SHA256 = hex.EncodeToString(a.sum.Sum(nil))
-	if err := finish(a.f, a.path, a.err); err != nil {
+	a.f.Close()
+	os.Remove(a.f.Name())
+	if err != nil {
 		return Archive{}, fmt.Errorf("keeping the evidence: %w", err)
 	}
-	return a.a, nil
+	if out.Lines == 0 {
+		return Archive{}, nil
+	}
+	return out, nil
+}
+
+// write makes the archive at path of its draft.
+func (a *Archive) write(draft io.Reader, path string, reports func(netip.Addr) bool) error {
+	zr, err := gzip.NewReader(draft)
+	if err != nil {
+		return err
+	}
+	f, err := createTemp(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	sum := sha256.New()
+	gz := gzip.NewWriter(f)
+	w := io.MultiWriter(gz, sum)
+	br := bufio.NewReaderSize(zr, 64<<10)
+	for err == nil {
+		var line []byte
+		line, err = br.ReadBytes('\n') // as long as a line that was read
+		source, rest, ok := bytes.Cut(line, []byte(" "))
+		if addr, perr := netip.ParseAddr(string(source)); !ok || perr != nil || !reports(addr) {
+			continue
+		}
+		a.Lines++
+		a.Bytes += int64(len(rest))
+		if _, werr := w.Write(rest); werr != nil {
+			err = werr
+		}
+	}
+	if err == io.EOF {
+		err = nil
+	}
+	err = errors.Join(err, gz.Close())
+	a.SHA256 = hex.EncodeToString(sum.Sum(nil))
+	if a.Lines == 0 && err == nil {
+		f.Close()
+		return os.Remove(f.Name())
+	}
+	return finish(f, path, err)
 }
 
 // Clock says how far this machine's clock can be believed, in a few words for

@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 )
 
 // readBounded reads a file of at most n bytes.
@@ -27,15 +28,34 @@ func readBounded(path string, n int64) ([]byte, error) {
 // writeFile puts a file in place as a whole, readable by its owner only: a
 // reader finds the old one or the new one.
 func writeFile(path string, text []byte) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*") // mode 0600
+	f, err := createTemp(filepath.Dir(path))
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(text)
 	return finish(f, path, err)
+}
+
+// tempName is what a file is called before it is whole.
+const tempName = ".smtpguard-new-*"
+
+// createTemp makes a file in dir, which it makes too, for its owner only.
+func createTemp(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	return os.CreateTemp(dir, tempName) // mode 0600
+}
+
+// sweep removes what a program that was killed left half-written in a
+// directory, once nobody can be writing it any more.
+func sweep(dir string, now time.Time) {
+	left, _ := filepath.Glob(filepath.Join(dir, tempName))
+	for _, name := range left {
+		if fi, err := os.Lstat(name); err == nil && fi.Mode().IsRegular() && now.Sub(fi.ModTime()) > time.Hour {
+			os.Remove(name)
+		}
+	}
 }
 
 // finish puts a temporary file in place, or removes it after an error.

@@ -220,9 +220,19 @@ func (w *testWriter) Write(p []byte) (int, error) {
 // contact gives the draft of a case a recipient.
 func (b *bench) contact(id, to string) {
 	b.t.Helper()
-	if _, err := b.Edit(id, "root (uid 0)", Edit{To: &to}); err != nil {
+	if _, err := b.Edit(b.t.Context(), id, "root (uid 0)", Edit{To: &to}); err != nil {
 		b.t.Fatal(err)
 	}
+}
+
+// Approve is what a person does who looks at the draft first.
+func (b *bench) Approve(id, by string, a Approval) (Case, error) { return b.showAndApprove(id, by, a) }
+
+func (d *Desk) showAndApprove(id, by string, a Approval) (Case, error) {
+	if _, _, err := d.Show(id, by); err != nil {
+		return Case{}, err
+	}
+	return d.Approve(id, by, a)
 }
 
 // only is the one case there is.

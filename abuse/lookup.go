@@ -1,6 +1,7 @@
 package abuse
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 )
@@ -100,11 +102,13 @@ func newLookups(c Config, store Store, log *slog.Logger, now func() time.Time, p
 		l.db = &database{path: c.ASNDatabase}
 	}
 	l.dns = &net.Resolver{PreferGo: true}
-	if c.Lookup.DNS != "" {
-		var d net.Dialer
-		l.dns.Dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
-			return d.DialContext(ctx, network, c.Lookup.DNS)
+	var d net.Dialer
+	l.dns.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := d.DialContext(ctx, network, cmp.Or(c.Lookup.DNS, address))
+		if err == nil { // the resolver itself waits on when ctx ends early
+			context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 		}
+		return conn, err
 	}
 	err = store.Records(kindLookup, func(key string, value []byte) bool {
 		var r remembered
@@ -158,9 +162,9 @@ func (l *lookups) recall(key string, fresh, none time.Duration) (*remembered, bo
 }
 
 // recallNet is recall for the narrowest network around an address that was
-// asked of a source.
+// asked of a source, at most a /24 or /48.
 func (l *lookups) recallNet(source string, a netip.Addr, fresh, none time.Duration) (*remembered, bool) {
-	for bits := a.BitLen(); bits >= 0; bits-- {
+	for bits := a.BitLen(); bits >= provisionalBits(a); bits-- {
 		if r, ok := l.recall(netKey(source, netip.PrefixFrom(a, bits)), fresh, none); r != nil {
 			return r, ok
 		}
@@ -169,6 +173,38 @@ func (l *lookups) recallNet(source string, a netip.Addr, fresh, none time.Durati
 }
 
 func netKey(source string, p netip.Prefix) string { return source + "/" + p.Masked().String() }
+
+// spokenFor is the network that an answer about an address is remembered for:
+// what it names, but no more than the /24 or /48 around the address, for
+// inside a wider announcement somebody else may announce a part of it.
+func spokenFor(a netip.Addr, answered netip.Prefix) netip.Prefix {
+	if !answered.IsValid() || !answered.Contains(a) {
+		return netip.PrefixFrom(a, a.BitLen())
+	}
+	return netip.PrefixFrom(a, max(answered.Bits(), provisionalBits(a)))
+}
+
+// known is what is known of the origin of an address without asking anybody
+// now: by earlier answers about its own /24 or /48, else by the database. Its
+// AS is 0 if nothing is.
+func (l *lookups) known(a netip.Addr) (o Origin) {
+	for _, source := range []string{RIPEstat, Cymru, IPinfo} {
+		if r, ok := l.recallNet(source, a, contactFresh, contactFresh); ok && r.Claim != nil && len(r.Claim.Origins) > 0 {
+			o.Claims = append(o.Claims, *r.Claim)
+		}
+	}
+	if len(o.Claims) == 0 {
+		c, err := l.offline(a)
+		switch {
+		case err == nil:
+			o.Claims = append(o.Claims, c)
+		case !errors.Is(err, errNone):
+			l.log.Debug("the ASN database was not used", "err", err)
+		}
+	}
+	o.decide()
+	return o
+}
 
 // remember keeps an answer, here and in the store.
 func (l *lookups) remember(key string, r *remembered) {
@@ -254,14 +290,11 @@ func (l *lookups) ask(ctx context.Context, source string, a netip.Addr, as uint3
 					r = &remembered{}
 				}
 				if err != nil {
-					r.None = clean(err.Error(), 200)
+					r.None = clean(strings.TrimPrefix(err.Error(), errNone.Error()+": "), 200)
 				}
 				k := key
 				if as == 0 {
-					if !answered.IsValid() {
-						answered = netip.PrefixFrom(a, a.BitLen())
-					}
-					k = netKey(source, answered)
+					k = netKey(source, spokenFor(a, answered))
 				}
 				l.remember(k, r)
 				old = r
@@ -483,12 +516,9 @@ func certain(cs []Contact) bool {
 	return slices.ContainsFunc(cs, func(c Contact) bool { return !c.Guess })
 }
 
-// find is the whole chain for a draft: origin, contact of the AS, contact of
-// the block. It never fails: what could not be found is a warning.
-func (l *lookups) find(ctx context.Context, a netip.Addr, network netip.Prefix, overrides []Override) finding {
-	ctx, cancel := context.WithTimeout(ctx, l.config.Lookup.Total)
-	defer cancel()
-	var f finding
+// findContacts asks for the contact of the AS and that of the block, once the
+// origin is found. It never fails: what could not be found is a warning.
+func (l *lookups) findContacts(ctx context.Context, a netip.Addr, network netip.Prefix, overrides []Override, f *finding) {
 	if l.uses(RDAP) {
 		short, cancel := context.WithTimeout(ctx, l.config.Lookup.Each)
 		if err := l.boot.refresh(short, l.fetch, l.servers.bootstrap, l.now()); err != nil {
@@ -496,14 +526,13 @@ func (l *lookups) find(ctx context.Context, a netip.Addr, network netip.Prefix, 
 		}
 		cancel()
 	}
-	l.findOrigin(ctx, a, &f)
 	paid := f.others // what ipinfo's plan gave
 	f.others = nil
 	if f.origin.Prefix.IsValid() {
 		network = f.origin.Prefix
 	}
 	var forAS, forNet []Contact
-	if f.override = findOverride(overrides, f.origin.AS, a); f.override != nil && f.override.Address != "" {
+	if f.override = findOverride(overrides, f.origin.AS, netip.PrefixFrom(a, a.BitLen())); f.override != nil && f.override.Address != "" {
 		o := f.override
 		scope := "AS" + strconv.FormatUint(uint64(o.AS), 10)
 		if o.Prefix.IsValid() {
@@ -512,10 +541,10 @@ func (l *lookups) find(ctx context.Context, a netip.Addr, network netip.Prefix, 
 		forAS = append(forAS, Contact{Address: o.Address, Scope: scope, Source: "overrides file", At: l.now(), Role: "abuse", Note: o.Note})
 	}
 	if f.origin.AS != 0 && len(forAS) == 0 {
-		forAS = l.contactsAS(ctx, f.origin.AS, &f)
+		forAS = l.contactsAS(ctx, f.origin.AS, f)
 	}
 	if f.override == nil || f.override.Address == "" {
-		forNet = append(l.contactsNet(ctx, a, network, &f), paid...)
+		forNet = append(l.contactsNet(ctx, a, network, f), paid...)
 	}
 	f.choose(forAS, forNet, l.config.CopyNetwork)
 	// A guess after RFC 2142, of which a person may make something.
@@ -538,7 +567,6 @@ func (l *lookups) find(ctx context.Context, a netip.Addr, network netip.Prefix, 
 	if why := l.silent(); why != "" {
 		f.warnings = append(f.warnings, "contact: not looked up ("+why+")")
 	}
-	return f
 }
 
 // choose makes the best contact of the AS the recipient and that of the block
@@ -562,15 +590,15 @@ func (f *finding) choose(forAS, forNet []Contact, copyNet bool) {
 			if f.origin.AS != 0 {
 				f.warnings = append(f.warnings, fmt.Sprintf("AS%d has no usable abuse contact; the report goes to that of the address block", f.origin.AS))
 			}
-		case copyNet && f.cc.Address == "" && c.Address != f.to.Address && f.to.Scope != c.Scope:
+		case copyNet && f.cc.Address == "" && !sameAddr(c.Address, f.to.Address) && f.to.Scope != c.Scope:
 			f.cc = c
 		default:
 			rest = append(rest, c)
 		}
 	}
 	for _, c := range rest {
-		same := func(o Contact) bool { return o.Address == c.Address }
-		if c.Address != f.to.Address && c.Address != f.cc.Address && !slices.ContainsFunc(f.others, same) && len(f.others) < maxContacts {
+		same := func(o Contact) bool { return sameAddr(o.Address, c.Address) }
+		if !same(f.to) && !same(f.cc) && !slices.ContainsFunc(f.others, same) && len(f.others) < maxContacts {
 			f.others = append(f.others, c)
 		}
 	}

@@ -225,6 +225,15 @@ func newLookupsIn(t *testing.T, w *world, change func(*Config)) (*lookups, *memS
 	return b.lookups, s
 }
 
+// find is the whole chain.
+func (l *lookups) find(ctx context.Context, a netip.Addr, network netip.Prefix, overrides []Override) (f finding) {
+	ctx, cancel := context.WithTimeout(ctx, l.config.Lookup.Total)
+	defer cancel()
+	l.findOrigin(ctx, a, &f)
+	l.findContacts(ctx, a, network, overrides, &f)
+	return f
+}
+
 var asked7 = netip.MustParseAddr("198.51.100.7")
 
 func (l *lookups) find7(t *testing.T) finding {
@@ -367,8 +376,8 @@ func TestLookupOffline(t *testing.T) {
 	if f.origin.AS != 64500 || !strings.Contains(strings.Join(f.warnings, "\n"), "not looked up") {
 		t.Errorf("%+v", f)
 	}
-	if c := f.origin.Claims[0]; c.Built.IsZero() || c.Announced || !strings.Contains(claimWords(c), "by database GeoLite2-ASN of 20") {
-		t.Errorf("%+v: %s", c, claimWords(c))
+	if c := f.origin.Claims[0]; c.Built.IsZero() || c.Announced || !strings.Contains(c.String(), "by database GeoLite2-ASN of 20") {
+		t.Errorf("%+v: %s", c, c.String())
 	}
 }
 
@@ -656,16 +665,16 @@ AS64503 format=html
 	if len(all) != 4 || err == nil || strings.Count(err.Error(), "line ") != 3 {
 		t.Fatalf("%+v, %v", all, err)
 	}
-	if o := findOverride(all, 64500, asked7); o == nil || !o.Never || o.Note != "our own lab" {
+	if o := findOverride(all, 64500, pfx("198.51.100.7/32")); o == nil || !o.Never || o.Note != "our own lab" {
 		t.Errorf("%+v", o)
 	}
-	if o := findOverride(all, 64500, netip.MustParseAddr("198.51.9.9")); o == nil || o.Address != "wide@op.example" {
+	if o := findOverride(all, 64500, pfx("198.51.9.9/32")); o == nil || o.Address != "wide@op.example" {
 		t.Errorf("%+v", o)
 	}
-	if o := findOverride(all, 64500, netip.MustParseAddr("192.0.2.1")); o == nil || o.Format != Text {
+	if o := findOverride(all, 64500, pfx("192.0.2.1/32")); o == nil || o.Format != Text {
 		t.Errorf("%+v", o)
 	}
-	if o := findOverride(all, 7, netip.MustParseAddr("192.0.2.1")); o != nil {
+	if o := findOverride(all, 7, pfx("192.0.2.1/32")); o != nil {
 		t.Errorf("%+v", o)
 	}
 }
@@ -731,5 +740,28 @@ func FuzzAnswers(f *testing.F) {
 		check(Claim{}, cs, err)
 		ip, err := d.lookups.ipinfoLookup(t.Context(), a)
 		check(ip.claim, []Contact{ip.contact}, err)
+	})
+}
+
+// FuzzOverrides: whatever stands in the file, what it says of a network can be
+// looked up, and every address in it can be written to.
+func FuzzOverrides(f *testing.F) {
+	f.Add([]byte("AS64500 abuse@as64500.example format=text\n198.51.100.0/24 never note=ours # x\nAS64501 form=https://x.example/"))
+	f.Add([]byte("::/0 never\n0.0.0.0/0 a@b.example\nAS0 never"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		all, _ := ParseOverrides(text)
+		for i := range all {
+			o := &all[i]
+			if got, err := CheckAddress(o.Address); o.Address != "" && (err != nil || got != o.Address) {
+				t.Errorf("address %q", o.Address)
+			}
+			if o.Never && o.Prefix.IsValid() && findNever(all, nil, o.Prefix) == nil {
+				t.Errorf("%s is not found", o.of())
+			}
+		}
+		for _, p := range []netip.Prefix{pfx("198.51.100.0/24"), pfx("2001:db8::1/128"), pfx("0.0.0.0/0")} {
+			findOverride(all, 64500, p)
+			findNever(all, []uint32{64500, 64511}, p)
+		}
 	})
 }

@@ -26,10 +26,7 @@ func (d *Desk) message(c *Case, m *Mail, text string, approvedBy string, automat
 		return nil, err
 	}
 	x, xerr := d.xarf(c, m)
-	format := m.Format
-	if xerr != nil && format == XARF {
-		format = Mixed
-	}
+	format := m.container()
 
 	var h, body bytes.Buffer
 	head := func(name, value string) { h.WriteString(name + ": " + fold(len(name)+2, value) + "\r\n") }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
+	"strconv"
 	"strings"
 )
 
@@ -103,13 +104,21 @@ var desks = map[uint32]string{
 	13335:  "https://abuse.cloudflare.com/",
 }
 
-// overrides of an address whose origin is as: the one of the narrowest
-// network, then the one of the AS; nil if there is none.
-func findOverride(all []Override, as uint32, a netip.Addr) *Override {
+// of is what the override is about, as it stands in the file.
+func (o *Override) of() string {
+	if o.Prefix.IsValid() {
+		return o.Prefix.String()
+	}
+	return "AS" + strconv.FormatUint(uint64(o.AS), 10)
+}
+
+// findOverride is the override of a network whose origin is as: the one of the
+// narrowest network around it, then the one of the AS; nil if there is none.
+func findOverride(all []Override, as uint32, p netip.Prefix) *Override {
 	var best *Override
 	for i := range all {
 		o := &all[i]
-		if o.Prefix.IsValid() && o.Prefix.Contains(a) && (best == nil || o.Prefix.Bits() >= best.Prefix.Bits()) {
+		if o.Prefix.IsValid() && o.Prefix.Contains(p.Addr()) && o.Prefix.Bits() <= p.Bits() && (best == nil || o.Prefix.Bits() >= best.Prefix.Bits()) {
 			best = o
 		}
 	}
@@ -122,4 +131,20 @@ func findOverride(all []Override, as uint32, a netip.Addr) *Override {
 		}
 	}
 	return best
+}
+
+// findNever is the override by which a network is never reported: its own, as
+// findOverride has it for any of its origins, or that of a part of it.
+func findNever(all []Override, ases []uint32, p netip.Prefix) *Override {
+	for i := range all {
+		if o := &all[i]; o.Never && o.Prefix.IsValid() && p.Contains(o.Prefix.Addr()) && o.Prefix.Bits() >= p.Bits() {
+			return o
+		}
+	}
+	for _, as := range append([]uint32{0}, ases...) {
+		if o := findOverride(all, as, p); o != nil && o.Never {
+			return o
+		}
+	}
+	return nil
 }

@@ -3,6 +3,8 @@ package abuse
 import (
 	"bufio"
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +13,7 @@ import (
 	"net/mail"
 	"net/textproto"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 )
@@ -31,7 +34,8 @@ type Received struct {
 // Bounds of what is read of a mailbox.
 const (
 	maxReceived = 2 << 20 // of one mail; the rest is not looked at
-	maxMails    = 10_000
+	maxGroups   = 50      // recipients in one delivery notice
+	maxHeard    = 300     // mails that a case remembers to have read
 	maxParts    = 50
 	badFor      = 30 * 24 * time.Hour
 )
@@ -55,15 +59,11 @@ func (d *Desk) Receive(r io.Reader, by string) ([]Received, error) {
 func SplitMbox(r io.Reader, fn func([]byte) error) error {
 	br := bufio.NewReaderSize(r, 64<<10)
 	var msg bytes.Buffer
-	n := 0
 	flush := func() error {
 		if len(bytes.TrimSpace(msg.Bytes())) == 0 {
 			return nil
 		}
 		defer msg.Reset()
-		if n++; n > maxMails {
-			return fmt.Errorf("the mailbox has more than %d mails; the rest was not read", maxMails)
-		}
 		return fn(msg.Bytes())
 	}
 	first, blank := true, true
@@ -97,13 +97,55 @@ func SplitMbox(r io.Reader, fn func([]byte) error) error {
 type notice struct {
 	subject   string
 	automatic bool
-	action    string // of a delivery notice: failed, delayed, delivered
-	status    string // 5.1.1
-	rcpt      string // whom it is about
-	diag      string
+	report    bool     // it is a delivery notice
+	groups    []group  // what it says of each recipient
 	ids       []string // Message-IDs that it refers to
 	to        []string // where it was sent to
 	from      string
+	date      time.Time // zero: it has none
+	hash      string    // the same for the same mail, however a mailbox keeps it
+}
+
+// group is what a delivery notice says of one recipient.
+type group struct {
+	action string // failed, delayed, delivered
+	status string // 5.1.1
+	rcpt   string // whom it is about; empty: not said
+	diag   string
+}
+
+// outcome is what it comes to: Bounced, Deferred, Delivered, or "" if it is
+// none of these.
+func (g group) outcome() State {
+	switch {
+	case g.action == "failed" && strings.HasPrefix(g.status, "5"):
+		return Bounced
+	case g.action == "failed" || g.action == "delayed":
+		return Deferred
+	case g.action == "delivered" || g.action == "relayed" || g.action == "expanded":
+		return Delivered
+	}
+	return ""
+}
+
+// about picks what a delivery notice says of the recipient of a mail, and of
+// who got the copy. What it says of others, to whom the recipient's mail was
+// passed on, counts for the recipient where nothing is said of that one: it
+// has bounced only if it did for all of them.
+func (n *notice) about(m *Mail) (to, cc group) {
+	rank := map[State]int{Bounced: 1, Deferred: 2, Delivered: 3}
+	named := false
+	for _, g := range n.groups {
+		switch {
+		case sameAddr(g.rcpt, m.To.Address):
+			to, named = g, true
+		case sameAddr(g.rcpt, m.Cc.Address):
+			cc = g
+		case !named && rank[g.outcome()] > rank[to.outcome()]:
+			to = g
+		}
+	}
+	return to, cc
 }
 
 func (d *Desk) receive(msg []byte, by string) (Received, error) {
@@ -124,41 +166,72 @@ func (d *Desk) receive(msg []byte, by string) (Received, error) {
 		got.Why = "that report was not sent"
 		return got, nil
 	}
+	if slices.Contains(now.Heard, n.hash) {
+		got.Why = "it was read before"
+		return got, nil
+	}
 	c := now.clone()
+	if len(c.Heard) >= maxHeard {
+		c.Heard = slices.Delete(c.Heard, 0, 1)
+	}
+	c.Heard = append(c.Heard, n.hash)
 	newest := m.MessageID == now.mail().MessageID
 	ticket := n.ticketIn(c.ID)
-	switch {
-	case n.action == "failed" && strings.HasPrefix(n.status, "5"):
-		if n.rcpt != "" && strings.EqualFold(n.rcpt, m.Cc.Address) {
-			c.note(fmt.Sprintf("the copy to %s bounced: %s", n.rcpt, n.diag))
-			break
+	why := ""
+	if n.report {
+		to, cc := n.about(m)
+		if to.outcome() == "" && cc.outcome() == "" {
+			got.Why = "a notice of an unknown kind"
+			return got, nil
 		}
-		if err := d.o.Store.SetRecord(kindBad, m.To.Address, []byte(d.now().Add(badFor).UTC().Format(time.RFC3339))); err != nil {
-			return got, err
+		// A notice is as old as it is, whenever it is read.
+		at := n.date
+		if at.IsZero() || at.After(d.now()) || at.Before(m.SentAt) {
+			at = d.now()
 		}
-		c.note(fmt.Sprintf("%s bounced (%s): %s", m.To.Address, n.status, n.diag))
-		if newest && !c.State.over() {
-			c.Why = "bounced: " + n.diag
-			got.Next = d.next(c).Address
-			if got.Next != "" {
-				c.Why += "; next contact: " + got.Next
+		bounced := func(addr string) error {
+			if until := at.Add(badFor); until.After(d.now()) {
+				return d.o.Store.SetRecord(kindBad, addrKey(addr), []byte(until.UTC().Format(time.RFC3339)))
 			}
-			got.What = Bounced
+			return nil
 		}
-	case n.action == "failed" || n.action == "delayed":
-		c.note(fmt.Sprintf("delayed (%s): %s", n.status, n.diag))
-		if newest && (c.State == Sent || c.State == Doubtful) {
-			got.What = Deferred
+		switch cc.outcome() {
+		case Bounced:
+			if err := bounced(m.Cc.Address); err != nil {
+				return got, err
+			}
+			c.note(fmt.Sprintf("the copy to %s bounced: %s", m.Cc.Address, cc.diag))
+		case Deferred:
+			c.note(fmt.Sprintf("the copy to %s is delayed (%s): %s", m.Cc.Address, cc.status, cc.diag))
+		case Delivered:
+			c.note("the copy to " + m.Cc.Address + " is delivered, says " + n.from)
 		}
-	case n.action == "delivered" || n.action == "relayed" || n.action == "expanded":
-		c.note("delivered, says " + n.from)
-		if newest && (c.State == Sent || c.State == Deferred || c.State == Doubtful) {
-			got.What = Delivered
+		switch to.outcome() {
+		case Bounced:
+			if err := bounced(m.To.Address); err != nil {
+				return got, err
+			}
+			c.note(fmt.Sprintf("%s bounced (%s): %s", m.To.Address, to.status, to.diag))
+			if newest && !c.State.over() {
+				c.Why = "bounced: " + to.diag
+				if got.Next = d.next(c).Address; got.Next != "" {
+					c.Why += "; next contact: " + got.Next
+				}
+				got.What = Bounced
+			}
+		case Deferred:
+			c.note(fmt.Sprintf("delayed (%s): %s", to.status, to.diag))
+			if newest && (c.State == Sent || c.State == Doubtful) {
+				got.What = Deferred
+			}
+		case Delivered:
+			c.note("delivered, says " + n.from)
+			if newest && (c.State == Sent || c.State == Deferred || c.State == Doubtful) {
+				got.What = Delivered
+			}
 		}
-	case n.action != "":
-		got.Why = "a notice of an unknown kind"
-		return got, nil
-	default:
+		why = to.diag
+	} else {
 		if ticket != "" && c.Ticket == "" {
 			c.Ticket = ticket
 			got.Ticket = ticket
@@ -178,7 +251,7 @@ func (d *Desk) receive(msg []byte, by string) (Received, error) {
 		got.What = ""
 	}
 	if got.What != "" {
-		c.move(got.What, by, strings.TrimSpace(n.subject+" "+n.diag), d.now())
+		c.move(got.What, by, strings.TrimSpace(n.subject+" "+why), d.now())
 	}
 	if err := d.save(c); err != nil {
 		return got, err
@@ -212,7 +285,7 @@ func (d *Desk) match(n notice) (*Case, *Mail) {
 			}
 		}
 	}
-	if n.action == "" { // the number is known to many; it can make nothing bounce
+	if !n.report { // the number is known to many; it can make nothing bounce
 		for _, c := range d.cases {
 			if strings.Contains(n.subject, "["+c.ID+"]") {
 				return c, c.mail()
@@ -245,18 +318,39 @@ func readNotice(msg []byte) (n notice, err error) {
 	n.refer(h.Get("In-Reply-To"))
 	n.refer(h.Get("References"))
 
+	if n.date, err = h.Date(); err != nil {
+		n.date = time.Time{}
+	}
+	body, _ := io.ReadAll(io.LimitReader(m.Body, maxReceived)) // a broken end is no matter
+	n.hash = hashOf(h, body)
 	ctype, params, err := mime.ParseMediaType(h.Get("Content-Type"))
 	if err == nil && ctype == "multipart/report" && strings.EqualFold(params["report-type"], "delivery-status") {
-		n.report(multipart.NewReader(m.Body, params["boundary"]))
-	} else if failed := h.Get("X-Failed-Recipients"); failed != "" { // Exim's own form
-		n.action, n.status, n.diag = "failed", "5.0.0", "X-Failed-Recipients"
-		n.rcpt, _ = CheckAddress(strings.Split(failed, ",")[0])
-		body, _ := io.ReadAll(io.LimitReader(m.Body, maxReceived))
+		n.readReport(multipart.NewReader(bytes.NewReader(body), params["boundary"]))
+	} else if failed := h["X-Failed-Recipients"]; len(failed) > 0 { // Exim's own form
+		n.report = true
+		for addr := range strings.SplitSeq(strings.Join(failed, ","), ",") {
+			rcpt, _ := CheckAddress(addr)
+			if len(n.groups) < maxGroups {
+				n.groups = append(n.groups, group{"failed", "5.0.0", rcpt, "X-Failed-Recipients"})
+			}
+		}
 		for _, id := range messageID.FindAllSubmatch(body, 20) {
 			n.refer(string(id[1]))
 		}
 	}
 	return n, nil
+}
+
+// hashOf is the same for the same mail: programs add header lines to a mailbox
+// that they have read (Status, X-UID) and change its line ends.
+func hashOf(h mail.Header, body []byte) string {
+	sum := sha256.New()
+	for _, name := range []string{"Message-Id", "Date", "From", "Subject"} {
+		fmt.Fprintf(sum, "%q\n", h[name])
+	}
+	body = bytes.ReplaceAll(body[:min(len(body), 64<<10)], []byte("\r"), nil)
+	sum.Write(bytes.TrimSpace(body[:min(len(body), 32<<10)]))
+	return hex.EncodeToString(sum.Sum(nil)[:8])
 }
 
 var (
@@ -273,9 +367,9 @@ func (n *notice) refer(s string) {
 	}
 }
 
-// report reads the parts of a delivery notice.
-func (n *notice) report(mr *multipart.Reader) {
-	n.action = "unknown"
+// readReport reads the parts of a delivery notice.
+func (n *notice) readReport(mr *multipart.Reader) {
+	n.report = true
 	for range maxParts {
 		p, err := mr.NextPart()
 		if err != nil {
@@ -297,28 +391,22 @@ func (n *notice) report(mr *multipart.Reader) {
 	}
 }
 
-// deliveryStatus reads the groups of fields of RFC 3464. Where they are on
-// several recipients, a failure counts before a delay, and that before the
-// rest.
+// deliveryStatus reads the groups of fields of RFC 3464, one a recipient.
 func (n *notice) deliveryStatus(body []byte) {
-	weight := map[string]int{"failed": 4, "delayed": 3, "delivered": 2, "relayed": 2, "expanded": 2}
 	r := textproto.NewReader(bufio.NewReader(bytes.NewReader(body)))
-	for range 100 {
+	for range 2 * maxGroups {
 		h, err := r.ReadMIMEHeader()
-		action := strings.ToLower(clean(h.Get("Action"), 20))
-		if weight[action] > weight[n.action] {
-			n.action = action
-			n.status = clean(h.Get("Status"), 20)
+		if action := strings.ToLower(clean(h.Get("Action"), 20)); action != "" && len(n.groups) < maxGroups {
 			_, diag, ok := strings.Cut(h.Get("Diagnostic-Code"), ";")
 			if !ok {
 				diag = h.Get("Diagnostic-Code")
 			}
-			n.diag = clean(diag, 200)
 			_, rcpt, _ := strings.Cut(h.Get("Original-Recipient"), ";")
 			if rcpt == "" {
 				_, rcpt, _ = strings.Cut(h.Get("Final-Recipient"), ";")
 			}
-			n.rcpt, _ = CheckAddress(rcpt)
+			rcpt, _ = CheckAddress(rcpt)
+			n.groups = append(n.groups, group{action, clean(h.Get("Status"), 20), rcpt, clean(diag, 200)})
 		}
 		if err != nil {
 			return

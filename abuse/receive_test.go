@@ -58,39 +58,138 @@ text
 func TestR27_Bounce(t *testing.T) {
 	b, c := sentReport(t)
 	m := c.Mails[0]
+	// The next contact is none that has the report already, as the copy's has.
+	b.cases[c.ID].mail().Others = []Contact{{Address: "guess@op3.example", Guess: true}, {Address: "Abuse@Op1.example"}, {Address: "abuse@op3.example"}}
 	got, err := b.Receive(strings.NewReader(dsn("abuse+"+c.Token+"@example.net", "failed", "5.1.1", "abuse@op2.example", m.MessageID)), "root")
-	if err != nil || len(got) != 1 || got[0].Report != c.ID || got[0].What != Bounced || got[0].Next != "abuse@op1.example" {
+	if err != nil || len(got) != 1 || got[0].Report != c.ID || got[0].What != Bounced || got[0].Next != "abuse@op3.example" {
 		t.Fatalf("%+v, %v", got, err)
 	}
 	c, _, _ = b.Case(c.ID)
-	if c.State != Bounced || !strings.Contains(c.Why, "next contact: abuse@op1.example") || strings.Contains(c.Why, "\x1b") {
+	if c.State != Bounced || !strings.Contains(c.Why, "next contact: abuse@op3.example") || strings.Contains(c.Why, "\x1b") {
 		t.Errorf("%s %q", c.State, c.Why)
 	}
-	if bad, _ := b.bad("abuse@op2.example"); !bad {
+	if bad, _ := b.bad("ABUSE@op2.example"); !bad {
 		t.Error("the address is not marked")
 	}
-	if next, err := b.Next(c.ID); err != nil || next.Address != "abuse@op1.example" {
+	if next, err := b.Next(c.ID); err != nil || next.Address != "abuse@op3.example" {
 		t.Errorf("%+v, %v", next, err)
 	}
-	// A person goes on with the next contact: a new mail, of the same case.
-	c, err = b.Edit(c.ID, "root", Edit{})
-	if err != nil || c.State != Drafted || len(c.Mails) != 2 || c.Mails[1].To.Address != "abuse@op1.example" || c.Mails[1].Cc.Address != "" {
+	// A person goes on with the next contact: a new mail, of the same case,
+	// that tells the same.
+	c, err = b.Edit(t.Context(), c.ID, "root", Edit{})
+	if err != nil || c.State != Drafted || len(c.Mails) != 2 || c.Mails[1].To.Address != "abuse@op3.example" || c.Mails[1].Cc.Address != "" {
 		t.Fatalf("%+v, %v", c, err)
 	}
-	if c.Mails[1].MessageID == m.MessageID || c.Mails[1].MessageID == "" || len(c.Mails[1].Attempts) != 0 {
+	if c.Mails[1].MessageID == m.MessageID || c.Mails[1].MessageID == "" || len(c.Mails[1].Attempts) != 0 || c.Mails[1].Facts.Connections != m.Facts.Connections {
 		t.Errorf("%+v", c.Mails[1])
 	}
 	must(b.Approve(c.ID, "root", Approval{}))
-	b.pass(25 * time.Hour) // it got a copy of the first one
 	if c, err := b.Send(t.Context(), c.ID, "root", SendOptions{}); err != nil || c.State != Sent {
 		t.Errorf("%s, %v", c.State, err)
 	}
 	// A late bounce of the first mail does not touch the second.
-	if _, err := b.Receive(strings.NewReader(dsn("abuse@example.net", "failed", "5.1.1", "abuse@op2.example", m.MessageID)), "root"); err != nil {
+	if _, err := b.Receive(strings.NewReader(dsn("abuse@example.net", "failed", "5.1.2", "abuse@op2.example", m.MessageID)), "root"); err != nil {
 		t.Fatal(err)
 	}
 	if c, _, _ := b.Case(c.ID); c.State != Sent {
 		t.Errorf("%s", c.State)
+	}
+	// Where everybody has it or cannot be reached there is no next.
+	if next, _ := b.Next(c.ID); next.Address != "" {
+		t.Errorf("next %+v", next)
+	}
+}
+
+// TestBounceOfSeveral: a notice speaks of each recipient by itself.
+func TestBounceOfSeveral(t *testing.T) {
+	const to, cc = "abuse@op2.example", "abuse@op1.example"
+	for _, k := range []struct {
+		name   string
+		groups string // "ACTION STATUS RCPT" each
+		state  State
+		bad    string
+		note   string
+	}{
+		{"the copy bounces after the recipient's is delivered", "delivered 2.0.0 " + to + ";failed 5.1.1 " + cc, Delivered, cc, "the copy to " + cc + " bounced"},
+		{"the copy bounces before", "failed 5.1.1 " + cc + ";delivered 2.0.0 " + to, Delivered, cc, "the copy to " + cc + " bounced"},
+		{"the recipient's bounces, the copy is delivered", "delivered 2.0.0 " + cc + ";failed 5.1.1 " + to, Bounced, to, "the copy to " + cc + " is delivered"},
+		{"both bounce", "failed 5.1.1 Abuse@OP2.example;failed 5.1.1 " + cc, Bounced, to + " " + cc, "the copy to " + cc + " bounced"},
+		{"the copy alone is delayed", "delayed 4.4.1 " + cc, Sent, "", "the copy to " + cc + " is delayed"},
+		{"passed on to several, one of them is gone", "failed 5.1.1 x@inside.example;delivered 2.0.0 y@inside.example", Delivered, "", "delivered"},
+		{"passed on to several, all are gone", "failed 5.1.1 x@inside.example;failed 5.1.1 y@inside.example", Bounced, to, "bounced"},
+	} {
+		t.Run(k.name, func(t *testing.T) {
+			b, c := sentReport(t)
+			msg := dsn("abuse+"+c.Token+"@example.net", "X", "X", "X", c.Mails[0].MessageID)
+			head, rest, _ := strings.Cut(msg, "Action:")
+			_, rest, _ = strings.Cut(rest, "--b1")
+			for g := range strings.SplitSeq(k.groups, ";") {
+				f := strings.Fields(g)
+				head += fmt.Sprintf("Action: %s\nStatus: %s\nFinal-Recipient: rfc822;%s\nDiagnostic-Code: smtp; said so\n\n", f[0], f[1], f[2])
+			}
+			got, err := b.Receive(strings.NewReader(head+"--b1"+rest), "root")
+			if err != nil || len(got) != 1 || got[0].Report == "" {
+				t.Fatalf("%+v, %v", got, err)
+			}
+			c = b.only()
+			if c.State != k.state || !strings.Contains(strings.Join(c.Notes, "\n"), k.note) {
+				t.Errorf("%s, notes %q; want %s, %q", c.State, c.Notes, k.state, k.note)
+			}
+			for _, a := range []string{to, cc} {
+				if bad, _ := b.bad(a); bad != strings.Contains(k.bad, a) {
+					t.Errorf("%s is marked: %v", a, bad)
+				}
+			}
+		})
+	}
+}
+
+// TestReceiveAgain: the same mailbox may be read as often as one likes, also
+// after a mail program has written its marks into it.
+func TestReceiveAgain(t *testing.T) {
+	b, c := sentReport(t)
+	b.pass(40 * 24 * time.Hour)
+	to := "abuse+" + c.Token + "@example.net"
+	late := strings.Replace(dsn(to, "failed", "5.1.1", "abuse@op2.example", c.Mails[0].MessageID), "Subject:", "Date: "+testStart.Add(2*time.Hour).Format(time.RFC1123Z)+"\nSubject:", 1)
+	from := "From a@x.example Sun Nov 22 20:00:00 2026\n"
+	answer := "From: p@op2.example\nTo: " + to + "\nSubject: Re: yours\n\nIt is fixed.\n"
+	box := from + late + "\n" + from + answer + "\n"
+	read := func(box string) []Received {
+		t.Helper()
+		got, err := b.Receive(strings.NewReader(box), "root")
+		if err != nil || len(got) != 2 {
+			t.Fatalf("%+v, %v", got, err)
+		}
+		return got
+	}
+	if got := read(box); got[0].What != Bounced || got[1].What != Answered {
+		t.Errorf("%+v", got)
+	}
+	// The notice is of 40 days ago: nobody is marked for 30 days from now.
+	if bad, until := b.bad("abuse@op2.example"); bad {
+		t.Errorf("marked until %s", until)
+	}
+	want := b.only()
+	marked := strings.NewReplacer("Subject: Mail", "Status: RO\r\nX-UID: 17\r\nSubject: Mail", "Subject: Re", "Status: O\r\nSubject: Re", "\n", "\r\n").Replace(box)
+	for _, again := range []string{box, marked} {
+		for _, g := range read(again) {
+			if g.What != "" || !strings.Contains(g.Why, "read before") {
+				t.Errorf("%+v", g)
+			}
+		}
+	}
+	if c := b.only(); len(c.History) != len(want.History) || len(c.Notes) != len(want.Notes) || c.State != want.State {
+		t.Errorf("%+v", c)
+	}
+	// Another one of the same kind counts.
+	if got := read(from + answer + "And more.\n\n" + from + answer); got[0].Why != "" || got[1].Why == "" {
+		t.Errorf("%+v", got)
+	}
+	// As many as there are: nothing at the end is left out.
+	n := 0
+	err := SplitMbox(strings.NewReader(strings.Repeat(from+"Subject: x\n\ny\n\n", 20_000)+from+answer), func(msg []byte) error { n++; return nil })
+	if err != nil || n != 20_001 {
+		t.Errorf("%d mails, %v", n, err)
 	}
 }
 
@@ -202,7 +301,14 @@ func FuzzNotice(f *testing.F) {
 			if err != nil {
 				return nil
 			}
-			for _, s := range []string{n.subject, n.diag, n.status, n.rcpt, n.from, n.ticketIn("SG-1")} {
+			all := []string{n.subject, n.from, n.ticketIn("SG-1"), n.hash}
+			for _, g := range n.groups {
+				all = append(all, g.action, g.status, g.rcpt, g.diag)
+			}
+			if len(n.groups) > maxGroups {
+				t.Error("too many recipients")
+			}
+			for _, s := range all {
 				if len(s) > 400 || strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' }) {
 					t.Errorf("%q", s)
 				}

@@ -103,7 +103,9 @@ func (d *Desk) text(c *Case, m *Mail) string {
 
 	line("Abuse report %s: SMTP connection flood", c.ID)
 	if m.InReplyTo != "" {
-		para("", fmt.Sprintf("Follow-up to our report of %s: the flood goes on.", utc(c.Mails[len(c.Mails)-2].SentAt)))
+		if i := slices.IndexFunc(c.Mails, func(o Mail) bool { return o.MessageID == m.InReplyTo }); i >= 0 {
+			para("", fmt.Sprintf("Follow-up to our report of %s: the flood goes on. The numbers are of what came since.", utc(c.Mails[i].SentAt)))
+		}
 	}
 	line("")
 	if m.Origin.AS != 0 {
@@ -164,11 +166,17 @@ func (d *Desk) text(c *Case, m *Mail) string {
 
 	if len(f.Sources) > 0 {
 		line("\nMost active sources (UTC, %s)", dateOf(f))
+		// Over midnight each time has its day, and the wide addresses then have
+		// a line of their own.
+		form, widest := "15:04:05", 39
+		if strings.Contains(dateOf(f), "to") {
+			form, widest = "2006-01-02 15:04:05", 15
+		}
 		w := 15
 		for _, s := range f.Sources[:min(len(f.Sources), 10)] {
-			w = min(39, max(w, len(shown(s.Prefix))))
+			w = min(widest, max(w, len(shown(s.Prefix))))
 		}
-		line("  %-*s %5s  %-8s  %-8s  %s", w, "source IP", "port", "first", "last", "conns")
+		line("  %-*s %5s  %-*s  %-*s  %s", w, "source IP", "port", len(form), "first", len(form), "last", "conns")
 		for _, s := range f.Sources[:min(len(f.Sources), 10)] {
 			port := "-"
 			if s.Port != 0 {
@@ -179,11 +187,11 @@ func (d *Desk) text(c *Case, m *Mail) string {
 				line("  %s", name)
 				name = ""
 			}
-			line("  %-*s %5s  %8s  %8s  %d", w, name, port, s.First.UTC().Format("15:04:05"), s.Last.UTC().Format("15:04:05"), s.Connections)
+			line("  %-*s %5s  %s  %s  %d", w, name, port, s.First.UTC().Format(form), s.Last.UTC().Format(form), s.Connections)
 		}
 		rest := ""
 		if n > 10 {
-			rest = fmt.Sprintf("%d more%s; ", n-10, map[bool]string{true: " in sources.csv", false: ""}[m.Format == Mixed || m.Format == XARF02])
+			rest = fmt.Sprintf("%d more%s; ", n-10, map[bool]string{true: " in sources.csv", false: ""}[m.attaches()])
 		}
 		if f.Sources[0].Port != 0 {
 			rest += `"port" is the source port of the first connection, for carrier-grade NAT`
@@ -200,7 +208,7 @@ func (d *Desk) text(c *Case, m *Mail) string {
 
 	if len(f.Excerpt) > 0 {
 		how := fmt.Sprintf("%d of %s", len(f.Excerpt), plural(f.Lines, "line", "lines"))
-		if m.Archive.SHA256 != "" {
+		if m.Archive.SHA256 != "" && m.Archive.Lines >= f.Lines {
 			how += ", all in our archive"
 		}
 		if !f.FromLog {
@@ -209,11 +217,11 @@ func (d *Desk) text(c *Case, m *Mail) string {
 		line("")
 		para("", "Log excerpt (UTC; "+how+"). The lines are made anew from time, addresses, ports, count and reason; all other fields are left out.")
 		shownLines := f.Excerpt
-		if m.Format == Mixed || m.Format == XARF02 {
+		if m.attaches() {
 			shownLines = f.few(8)
 		}
 		for _, l := range shownLines {
-			b.WriteString(wrap(l.Text, "  ", "    "))
+			b.WriteString(wrap(f.line(l), "  ", "    "))
 		}
 		if more := len(f.Excerpt) - len(shownLines); more > 0 {
 			line("  (%d more in evidence.txt)", more)
@@ -246,7 +254,7 @@ func (d *Desk) text(c *Case, m *Mail) string {
 	switch {
 	case len(m.Origin.Claims) > 0:
 		for _, cl := range m.Origin.Claims {
-			row("Origin AS", claimWords(cl))
+			row("Origin AS", cl.String())
 		}
 		if len(m.Origin.ASes) > 1 {
 			row("", fmt.Sprintf("Several origins are named: %s. This report goes to AS%d.", asList(m.Origin.ASes), m.Origin.AS))
@@ -268,7 +276,7 @@ func (d *Desk) text(c *Case, m *Mail) string {
 		if host := hostOf(to.c.URL); host != "" {
 			s += " at " + host
 		}
-		if !to.c.At.IsZero() {
+		if !to.c.At.IsZero() && to.c.Source != byPerson {
 			s += ", queried " + to.c.At.UTC().Format("2006-01-02 15:04") + " UTC"
 		}
 		row(to.name, s)
@@ -284,7 +292,7 @@ func (d *Desk) text(c *Case, m *Mail) string {
 	}
 	closing := "Sender: " + strings.TrimPrefix(who, ", ") + ". " + signedMark + " We send one report per incident; a follow-up only if the flood goes on after " +
 		span(d.config.FollowUp) + ". Senders and recipients of mail are not part of this report."
-	if m.Without == "" && (m.Format == Mixed || m.Format == XARF) {
+	if m.Without == "" && (m.container() == Mixed || m.Format == XARF) {
 		closing += " Machine-readable copy: xarf.json (XARF 4.2.0, connection/ddos), report id " + m.ReportID + "."
 	}
 	para("", closing)
@@ -345,7 +353,7 @@ func sentences(c *Case) []string {
 	for _, r := range live[:min(len(live), 3)] {
 		v := *r.Verdict
 		v.Spared = nil
-		out = append(out, fmt.Sprintf("At %s %s.", utc(v.Time), v.Sentence()))
+		out = append(out, fmt.Sprintf("At %s %s.", utc(v.Time), strings.Replace(v.Sentence(), " held now", " held then", 1)))
 	}
 	return out
 }
@@ -395,11 +403,12 @@ func limits(c *Case) string {
 		if v == nil {
 			continue
 		}
-		w := fmt.Sprintf("%.0f connections in %s", v.Threshold, span(v.Window))
+		w := map[bool]string{true: "an address: ", false: "a network: "}[v.Source.IsSingleIP()]
 		if v.Metric == detector.Saturation {
-			w = fmt.Sprintf("%.0f %% of all places for %s while the server is full", v.Threshold*100, span(v.Window))
+			w += fmt.Sprintf("%.0f %% of all places for %s while the server is full", v.Threshold*100, span(v.Window))
+		} else {
+			w += fmt.Sprintf("%.0f connections in %s", v.Threshold, span(v.Window))
 		}
-		w += map[bool]string{true: " per address", false: " per network"}[v.Source.IsSingleIP()]
 		if !slices.Contains(words, w) && len(words) < 4 {
 			words = append(words, w)
 		}
@@ -457,8 +466,20 @@ func prefixWords(ps []netip.Prefix) string {
 	return s
 }
 
+// container is the format that the mail has: XARF without a valid XARF in it
+// is Mixed.
+func (m *Mail) container() Format {
+	if m.Format == XARF && m.Without != "" {
+		return Mixed
+	}
+	return m.Format
+}
+
+// attaches reports whether evidence and sources are files of their own.
+func (m *Mail) attaches() bool { return m.container() == Mixed || m.container() == XARF02 }
+
 func listed(m *Mail) string {
-	if m.Format == Mixed || m.Format == XARF02 {
+	if m.attaches() {
 		return ", list in sources.csv"
 	}
 	return ""
@@ -468,7 +489,8 @@ func announced(o Origin) bool {
 	return slices.ContainsFunc(o.Claims, func(c Claim) bool { return c.Announced && c.Prefix == o.Prefix })
 }
 
-func claimWords(c Claim) string {
+// String is the claim in words: the AS, of what network, who says so, and when.
+func (c Claim) String() string {
 	s := asList(c.Origins)
 	if c.Prefix.IsValid() {
 		s += " for " + c.Prefix.String()
@@ -562,7 +584,7 @@ func csvText(c *Case, f *Facts) string {
 		if s.Local.IsValid() {
 			ip, dport = s.Local.Addr().String(), strconv.Itoa(int(s.Local.Port()))
 		}
-		fmt.Fprintf(&b, "%s,%s,%s,%s,%s,%s,%d,%d\n", shown(s.Prefix), port, ip, dport, stamp(s.First), stamp(s.Last), s.Connections, s.Refused)
+		fmt.Fprintf(&b, "%s,%s,%s,%s,%s,%s,%d,%d\n", shown(s.Prefix), port, ip, dport, stamp(s.First, f.Millis), stamp(s.Last, f.Millis), s.Connections, s.Refused)
 	}
 	for _, s := range f.Sources {
 		one(s)
@@ -575,9 +597,12 @@ func csvText(c *Case, f *Facts) string {
 	return b.String()
 }
 
-func stamp(t time.Time) string {
+func stamp(t time.Time, millis bool) string {
 	if t.IsZero() {
 		return ""
+	}
+	if !millis {
+		return rfc3339(t)
 	}
 	return t.UTC().Format("2006-01-02T15:04:05.000Z")
 }

@@ -19,14 +19,17 @@ import (
 type outcome string
 
 const (
-	taken   outcome = "taken"    // the mail server said yes
-	refused outcome = "refused"  // it certainly has not taken it
-	unsure  outcome = "doubtful" // nobody knows
+	taken    outcome = "taken"    // the mail server said yes
+	refused  outcome = "refused"  // it certainly has not taken it, and may later
+	rejected outcome = "rejected" // nor will it ever
+	unsure   outcome = "doubtful" // nobody knows
 )
 
 // handover gives a message to the mail server, with these recipients and no
 // others, whatever its header says. Only what certainly did not leave is
-// refused; all that ends in between is unsure.
+// refused or rejected; all that ends in between is unsure. The first recipient
+// is the one that counts: a message that was taken for it is taken, and the
+// error says what is the matter with the others.
 func (d *Desk) handover(ctx context.Context, from string, rcpt []string, msg []byte) (outcome, error) {
 	for _, a := range append([]string{from}, rcpt...) {
 		if good, err := CheckAddress(a); err != nil || good != a {
@@ -80,15 +83,13 @@ func (h *head) Write(p []byte) (int, error) {
 
 // submit hands the message to a server: TLS (STARTTLS, or from the beginning
 // on port 465) unless it is on this machine, and a login if there is a user.
+// Nobody stands between us and a server on loopback, so its certificate, which
+// is rarely one for that name, is not looked at there.
 func (d *Desk) submit(ctx context.Context, from string, rcpt []string, msg []byte) (outcome, error) {
 	t := d.config.Delivery
 	host, port, err := net.SplitHostPort(t.Server)
 	if err != nil {
 		return refused, err
-	}
-	local := host == "localhost"
-	if a, err := netip.ParseAddr(host); err == nil {
-		local = a.IsLoopback()
 	}
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(ctx, "tcp", t.Server)
@@ -96,12 +97,13 @@ func (d *Desk) submit(ctx context.Context, from string, rcpt []string, msg []byt
 		return refused, fmt.Errorf("reaching the mail server: %w", err)
 	}
 	defer conn.Close()
+	local := isLocal(host, conn)
 	if end, ok := ctx.Deadline(); ok {
 		_ = conn.SetDeadline(end)
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	conf := &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12}
+	conf := &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12, InsecureSkipVerify: local}
 	if port == "465" {
 		conn = tls.Client(conn, conf)
 	}
@@ -115,40 +117,54 @@ func (d *Desk) submit(ctx context.Context, from string, rcpt []string, msg []byt
 			return err
 		}
 		if ok, _ := c.Extension("STARTTLS"); ok && port != "465" {
-			if err := c.StartTLS(conf); err != nil && !local {
-				return err
-			} else if err != nil {
+			if err := c.StartTLS(conf); err != nil {
 				return fmt.Errorf("STARTTLS: %w", err)
 			}
 		} else if port != "465" && !local {
 			return errors.New("it offers no TLS")
 		}
-		if t.User != "" {
-			pw, err := readBounded(t.PasswordFile, 4096)
-			if err != nil {
-				return fmt.Errorf("reading the password: %w", err)
-			}
-			line, _, _ := strings.Cut(string(pw), "\n")
-			if err := c.Auth(smtp.PlainAuth("", t.User, strings.TrimRight(line, "\r"), host)); err != nil {
-				return err
-			}
+		if t.User == "" {
+			return nil
 		}
-		if err := c.Mail(from); err != nil {
-			return err
+		pw, err := readBounded(t.PasswordFile, 4096)
+		if err != nil {
+			return fmt.Errorf("reading the password: %w", err)
 		}
-		for _, r := range rcpt { // all of them or none
-			if err := c.Rcpt(r); err != nil {
-				return fmt.Errorf("%s: %w", r, err)
-			}
-		}
-		return nil
+		line, _, _ := strings.Cut(string(pw), "\n")
+		return c.Auth(smtp.PlainAuth("", t.User, strings.TrimRight(line, "\r"), host))
 	}
 	if err := before(); err != nil {
-		return refused, fmt.Errorf("the mail server: %w", err)
+		return refused, fmt.Errorf("the mail server: %w", err) // which a person can mend
+	}
+	no := func(err error) (outcome, error) {
+		err = fmt.Errorf("the mail server: %w", err)
+		var said *textproto.Error
+		if errors.As(err, &said) && said.Code >= 500 && said.Code < 600 {
+			return rejected, err
+		}
+		return refused, err
+	}
+	if err := c.Mail(from); err != nil {
+		return no(err)
+	}
+	var copies []error
+	for i, r := range rcpt {
+		err := c.Rcpt(r)
+		if err != nil {
+			err = fmt.Errorf("%s: %w", r, err)
+		}
+		var said *textproto.Error
+		switch {
+		case err == nil:
+		case i > 0 && errors.As(err, &said):
+			copies = append(copies, err)
+		default:
+			return no(err)
+		}
 	}
 	w, err := c.Data()
 	if err != nil {
-		return refused, fmt.Errorf("the mail server: %w", err)
+		return no(err)
 	}
 	if _, err := w.Write(msg); err != nil {
 		// Without the final dot no server takes a message.
@@ -157,12 +173,22 @@ func (d *Desk) submit(ctx context.Context, from string, rcpt []string, msg []byt
 	if err := w.Close(); err != nil {
 		var said *textproto.Error
 		if errors.As(err, &said) {
-			return refused, fmt.Errorf("the mail server: %w", err)
+			return no(err)
 		}
 		return unsure, fmt.Errorf("the mail server did not say whether it took the message: %w", err)
 	}
 	_ = c.Quit()
-	return taken, nil
+	return taken, errors.Join(copies...)
+}
+
+// isLocal reports whether a server that is named as this machine's is.
+func isLocal(host string, conn net.Conn) bool {
+	a, err := netip.ParseAddr(host)
+	if host != "localhost" && (err != nil || !a.IsLoopback()) {
+		return false
+	}
+	there, err := netip.ParseAddrPort(conn.RemoteAddr().String())
+	return err == nil && there.Addr().Unmap().IsLoopback()
 }
 
 // boundedConn ends a dialogue in which the server says too much.

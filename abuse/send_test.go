@@ -4,9 +4,14 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
 	"os"
 	"os/exec"
 	"os/user"
@@ -87,7 +92,7 @@ func TestMain(m *testing.M) {
 		}
 	}
 	id := d.Cases()[0].ID
-	if _, err := d.Approve(id, "root", Approval{}); err != nil {
+	if _, err := d.showAndApprove(id, "root", Approval{}); err != nil {
 		fmt.Println(err)
 		os.Exit(2)
 	}
@@ -138,7 +143,7 @@ func TestR26_State(t *testing.T) {
 			d.Work(t.Context())
 			id := d.Cases()[0].ID
 			to := "abuse@op.example"
-			if _, err := d.Edit(id, "root", Edit{To: &to}); err != nil {
+			if _, err := d.Edit(t.Context(), id, "root", Edit{To: &to}); err != nil {
 				t.Fatal(err)
 			}
 			st.Close()
@@ -160,7 +165,7 @@ func TestR26_State(t *testing.T) {
 			for range 3 {
 				st, d = open()
 				if d.only(t).State == Drafted { // the approval did not reach the disk: a person does it again
-					if _, err := d.Approve(id, "root", Approval{}); err != nil {
+					if _, err := d.showAndApprove(id, "root", Approval{}); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -230,7 +235,7 @@ func TestR28_ShellSafety(t *testing.T) {
 		"-C/etc/passwd", "|touch@op.example", "a@op.example -bp", "a@op.example\n-bp", "../../etc@op.example", ":fail:@op.example"}
 	b, id := ready(t, nil)
 	for _, h := range hostile {
-		if _, err := b.Edit(id, "root", Edit{To: &h}); err == nil {
+		if _, err := b.Edit(t.Context(), id, "root", Edit{To: &h}); err == nil {
 			t.Errorf("%q is taken as a recipient", h)
 		}
 		if what, err := b.handover(t.Context(), "abuse@example.net", []string{h}, []byte("x")); what != refused || err == nil {
@@ -246,7 +251,7 @@ func TestR28_ShellSafety(t *testing.T) {
 	// The text may say anything; it arrives as it is.
 	short := "/tmp/smtpguard-ran"
 	text := "~! touch " + short + "\n.\n..\nFrom nobody\n-oQ /tmp\n$(touch " + short + ") `touch " + short + "`; x\n"
-	if _, err := b.Edit(id, "root", Edit{Text: &text}); err != nil {
+	if _, err := b.Edit(t.Context(), id, "root", Edit{Text: &text}); err != nil {
 		t.Fatal(err)
 	}
 	must(b.Approve(id, "root", Approval{}))
@@ -407,6 +412,9 @@ func smtpServer(t *testing.T, script map[string]string) (addr string, got func()
 			}
 			log.WriteString(line)
 			cmd := strings.ToUpper(strings.Fields(line + " x")[0])
+			if whole := strings.ToUpper(strings.TrimSpace(line)); script[whole] != "" && !data {
+				cmd = whole
+			}
 			switch {
 			case data && line == ".\r\n":
 				data, cmd = false, "."
@@ -432,10 +440,10 @@ func TestSMTP(t *testing.T) {
 		{"taken", nil, Sent},
 		{"no greeting", map[string]string{"greeting": "close"}, Approved},
 		{"busy", map[string]string{"greeting": "421 later"}, Approved},
-		{"sender refused", map[string]string{"MAIL": "550 no"}, Approved},
-		{"recipient refused", map[string]string{"RCPT": "550 no such user"}, Approved},
-		{"data refused", map[string]string{"DATA": "554 no"}, Approved},
-		{"message refused", map[string]string{".": "550 spam"}, Approved},
+		{"sender refused", map[string]string{"MAIL": "550 no"}, Drafted},
+		{"recipient refused", map[string]string{"RCPT": "550 no such user"}, Drafted},
+		{"data refused", map[string]string{"DATA": "554 no"}, Drafted},
+		{"message refused", map[string]string{".": "550 spam"}, Drafted},
 		{"message deferred", map[string]string{".": "451 later"}, Approved},
 		{"hangs up after the dot", map[string]string{".": "close"}, Doubtful},
 		{"says nothing after the dot", map[string]string{".": "hang"}, Doubtful},
@@ -463,8 +471,8 @@ func TestSMTP(t *testing.T) {
 			d.Work(t.Context())
 			id := d.only(t).ID
 			to, text := "abuse@op.example", "one\n.\n..two\n"
-			must(d.Edit(id, "root", Edit{To: &to, Text: &text}))
-			must(d.Approve(id, "root", Approval{}))
+			must(d.Edit(t.Context(), id, "root", Edit{To: &to, Text: &text}))
+			must(d.showAndApprove(id, "root", Approval{}))
 			_, err = d.Send(t.Context(), id, "root", SendOptions{})
 			if s := d.only(t); s.State != c.state || (err == nil) != (c.state == Sent) {
 				t.Errorf("%s (%s): %v", s.State, s.Why, err)
@@ -554,7 +562,7 @@ func TestExim(t *testing.T) {
 	b := flooded(t, func(c *Config, _ *Options, _ *floodLog) { c.Delivery.Program = wrapper })
 	d, _ := b.drafted()
 	text := "Dear desk,\n.\n..\nFrom here on\n~! touch x\n"
-	if _, err := b.Edit(d.ID, "root", Edit{Text: &text}); err != nil {
+	if _, err := b.Edit(t.Context(), d.ID, "root", Edit{Text: &text}); err != nil {
 		t.Fatal(err)
 	}
 	must(b.Approve(d.ID, "root", Approval{}))
@@ -615,4 +623,274 @@ func readLogs(dir string) string {
 		s += n + ":\n" + string(b)
 	}
 	return s
+}
+
+// smtpDesk is a desk that submits to a server, with an approved report.
+func smtpDesk(t *testing.T, addr string, cc string) *bench {
+	t.Helper()
+	c := testConfig(t)
+	c.Delivery = Transport{By: SMTP, Server: addr, Timeout: 5 * time.Second}
+	b := newBench(t, c, Options{})
+	b.Take(blockOf(1, "198.51.100.23/32", testStart, 200, 0))
+	d, _ := b.drafted()
+	to := "abuse@op.example"
+	must(b.Edit(t.Context(), d.ID, "root", Edit{To: &to, Cc: &cc}))
+	must(b.Approve(d.ID, "root", Approval{}))
+	return b
+}
+
+// TestRefused: what is refused for good goes back to a person; what is refused
+// for now is tried again, but not for ever; a refused copy keeps nobody else
+// from getting the report.
+func TestRefused(t *testing.T) {
+	t.Run("for good", func(t *testing.T) {
+		addr, got := smtpServer(t, map[string]string{"RCPT": "550 5.7.1 relaying denied"})
+		b := smtpDesk(t, addr, "")
+		b.Work(t.Context())
+		c := b.only()
+		if c.State != Drafted || !strings.Contains(c.Why, "relaying denied") || c.Mails[0].Approved != "" {
+			t.Errorf("%s (%s)", c.State, c.Why)
+		}
+		if bad, _ := b.bad("abuse@op.example"); bad {
+			t.Error("our own server's word marks the desk")
+		}
+		got()
+		for range 50 { // nobody is there any more: it would be seen
+			b.pass(time.Hour)
+			b.Work(t.Context())
+		}
+		if n := len(b.only().Mails[0].Attempts); n != 1 {
+			t.Errorf("%d attempts", n)
+		}
+	})
+	t.Run("in mode auto", func(t *testing.T) {
+		addr, _ := smtpServer(t, map[string]string{"MAIL": "554 no"})
+		b := flooded(t, func(c *Config, _ *Options, _ *floodLog) {
+			c.Mode, c.Auto = Auto, AutoSend{Connections: 100, Blocks: 1}
+			c.Delivery = Transport{By: SMTP, Server: addr, Timeout: 5 * time.Second}
+		})
+		for range 5 {
+			b.Work(t.Context())
+			b.pass(time.Hour)
+		}
+		if c := b.only(); c.State != Drafted || len(c.Mails[0].Attempts) != 1 {
+			t.Errorf("%s, %d attempts", c.State, len(c.Mails[0].Attempts))
+		}
+	})
+	t.Run("for now", func(t *testing.T) {
+		b, id := ready(t, func(c *Config) { c.Delivery.Program = "/nonexistent/sendmail" })
+		began := b.time()
+		for range 24 * 7 * 6 { // a week
+			b.Work(t.Context())
+			b.pass(10 * time.Minute)
+			if b.only().State != Approved {
+				break
+			}
+		}
+		c, _, _ := b.Case(id)
+		if c.State != Drafted || !strings.Contains(c.Why, "not sent in 20 attempts") || len(c.Mails[0].Attempts) != maxTries {
+			t.Errorf("%s (%s), %d attempts", c.State, c.Why, len(c.Mails[0].Attempts))
+		}
+		if d := b.time().Sub(began); d < 24*time.Hour || d > 36*time.Hour {
+			t.Errorf("tried for %s", d)
+		}
+	})
+	t.Run("the copy", func(t *testing.T) {
+		addr, got := smtpServer(t, map[string]string{"RCPT TO:<NOC@OP.EXAMPLE>": "550 no such user"})
+		b := smtpDesk(t, addr, "noc@op.example")
+		b.Work(t.Context())
+		c := b.only()
+		if c.State != Sent || !strings.Contains(strings.Join(c.Notes, "\n"), "noc@op.example") || !strings.Contains(c.History[len(c.History)-1].Note, "not the copy") {
+			t.Errorf("%s (%s), notes %q", c.State, c.Why, c.Notes)
+		}
+		if s := got(); !strings.Contains(s, "RCPT TO:<abuse@op.example>\r\nRCPT TO:<noc@op.example>\r\nDATA\r\n") {
+			t.Errorf("the server got\n%s", s)
+		}
+	})
+	t.Run("bounded", func(t *testing.T) {
+		var m Mail
+		for range 6 {
+			m.attempt(Attempt{Result: string(taken)})
+			for range 50 {
+				m.attempt(Attempt{Result: string(refused) + ": later"})
+				m.attempt(Attempt{Trial: true})
+			}
+		}
+		left := slices.DeleteFunc(slices.Clone(m.Attempts), func(a Attempt) bool { return !a.mayHaveLeft() })
+		if len(m.Attempts) != maxAttempts || len(left) != 6 {
+			t.Errorf("%d attempts, %d that may have left", len(m.Attempts), len(left))
+		}
+	})
+}
+
+// TestSameAddress: addresses that differ in case alone are one.
+func TestSameAddress(t *testing.T) {
+	b, id := ready(t, nil)
+	to, cc := "Abuse@Op.Example", "ABUSE@op.example"
+	if c := must(b.Edit(t.Context(), id, "root", Edit{To: &to, Cc: &cc})); c.Mails[0].Cc.Address != "" {
+		t.Errorf("a copy to the recipient: %+v", c.Mails[0].Cc)
+	}
+	must(b.Approve(id, "root", Approval{}))
+	must(b.Send(t.Context(), id, "root", SendOptions{}))
+	b.Take(blockOf(2, "192.0.2.1/32", b.time(), 500, 0))
+	b.pass(time.Hour)
+	b.Work(t.Context())
+	second := b.Cases()[0]
+	b.contact(second.ID, "abuse@OP.example")
+	must(b.Approve(second.ID, "root", Approval{}))
+	if _, err := b.Send(t.Context(), second.ID, "root", SendOptions{}); !errors.Is(err, ErrHeld) {
+		t.Errorf("the second mail within a day: %v", err)
+	}
+	f := finding{}
+	f.choose([]Contact{{Address: "Abuse@x.example", Scope: "AS1"}}, []Contact{{Address: "abuse@x.example", Scope: "p"}}, true)
+	if f.cc.Address != "" || len(f.others) != 0 {
+		t.Errorf("cc %+v, others %+v", f.cc, f.others)
+	}
+}
+
+// TestTellOnce: what waits is not told again every few seconds.
+func TestTellOnce(t *testing.T) {
+	for name, change := range map[string]func(*bench){
+		"auto": func(b *bench) {
+			b.config.Mode, b.config.Auto = Auto, AutoSend{Connections: 1, Blocks: 1}
+			b.o.Spare = func() []netip.Prefix { return []netip.Prefix{pfx("198.51.100.0/24")} }
+		},
+		"sending": func(b *bench) {
+			c, _ := b.approved()
+			b.store.SetRecord(kindMail, mailKey(&c, 0), []byte("Subject: another\r\n\r\n"))
+		},
+		"overrides": func(b *bench) {
+			b.approved()
+			b.overrides.path = "/nonexistent/overrides"
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var log bytes.Buffer
+			b := flooded(t, nil)
+			b.drafted()
+			b.log = slog.New(slog.NewTextHandler(&log, nil))
+			change(b)
+			for range 20 {
+				b.Work(t.Context())
+				b.pass(time.Second)
+			}
+			if n := strings.Count(log.String(), "\n"); n != 1 {
+				t.Errorf("told %d times:\n%s", n, log.String())
+			}
+		})
+	}
+}
+
+// TestSMTPOwnCertificate: the certificate of a server on loopback is not
+// looked at, that of any other is.
+func TestSMTPOwnCertificate(t *testing.T) {
+	w := httptest.NewTLSServer(http.NotFoundHandler()) // for its certificate
+	t.Cleanup(w.Close)
+	serve := func(t *testing.T) string {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan struct{})
+		t.Cleanup(func() { l.Close(); <-done })
+		go func() {
+			defer close(done)
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			defer c.Close()
+			c.SetDeadline(time.Now().Add(10 * time.Second))
+			r := bufio.NewReader(c)
+			fmt.Fprint(c, "220 mx\r\n")
+			r.ReadString('\n')
+			fmt.Fprint(c, "250-mx\r\n250 STARTTLS\r\n")
+			r.ReadString('\n')
+			fmt.Fprint(c, "220 go\r\n")
+			tc := tls.Server(c, &tls.Config{Certificates: w.TLS.Certificates})
+			r = bufio.NewReader(tc)
+			for data := false; ; {
+				line, err := r.ReadString('\n')
+				switch cmd := strings.ToUpper(line); {
+				case err != nil:
+					return
+				case data && line != ".\r\n":
+				case strings.HasPrefix(cmd, "DATA"):
+					data = true
+					fmt.Fprint(tc, "354 go\r\n")
+				default:
+					data = false
+					fmt.Fprint(tc, "250 ok\r\n")
+				}
+			}
+		}()
+		return l.Addr().String()
+	}
+	for host, want := range map[string]outcome{"127.0.0.1": taken, "localhost": taken} {
+		_, port, _ := net.SplitHostPort(serve(t))
+		d := &Desk{config: Config{Delivery: Transport{By: SMTP, Server: net.JoinHostPort(host, port), Timeout: 5 * time.Second}}}
+		if what, err := d.handover(t.Context(), "a@example.net", []string{"b@op.example"}, []byte("x\r\n")); what != want {
+			t.Errorf("%s: %s, %v", host, what, err)
+		}
+	}
+	// By its name alone a server is not this machine's.
+	here := fakeConn{addr: "127.0.0.1:25"}
+	for host, conn := range map[string]net.Conn{"mx.example.net": here, "localhost": fakeConn{addr: "192.0.2.1:25"}, "192.0.2.1": fakeConn{addr: "192.0.2.1:25"}} {
+		if isLocal(host, conn) {
+			t.Errorf("%s at %s is taken for this machine's", host, conn.RemoteAddr())
+		}
+	}
+	if !isLocal("::1", fakeConn{addr: "[::1]:25"}) || !isLocal("localhost", here) {
+		t.Error("this machine is not known")
+	}
+}
+
+type fakeConn struct {
+	net.Conn
+	addr string
+}
+
+func (f fakeConn) RemoteAddr() net.Addr {
+	return net.TCPAddrFromAddrPort(netip.MustParseAddrPort(f.addr))
+}
+
+// TestSendingDoesNotWait: while servers that never answer are asked about one
+// report, another one is sent.
+func TestSendingDoesNotWait(t *testing.T) {
+	w := newWorld(t)
+	w.plain()
+	c := testConfig(t)
+	w.online(&c)
+	c.Lookup.Each, c.Lookup.Total = time.Minute, 5*time.Minute
+	b := newBench(t, c, Options{})
+	w.connect(b.lookups)
+	b.Take(blockOf(1, "198.51.100.7/32", testStart, 200, 0))
+	d, _ := b.drafted()
+	must(b.Approve(d.ID, "root", Approval{}))
+	w.mu.Lock()
+	w.slow = time.Hour
+	asked := len(w.asked)
+	w.mu.Unlock()
+	b.lookups.mu.Lock()
+	clear(b.lookups.cache)
+	b.lookups.mu.Unlock()
+	b.Take(blockOf(2, "192.0.2.7/32", testStart, 200, 0))
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { b.Run(ctx); close(done) }()
+	defer func() { cancel(); <-done }()
+	state := func(id string) State { c, _, _ := b.Case(id); return c.State }
+	for end := time.Now().Add(20 * time.Second); state(d.ID) != Sent; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("it is %s", state(d.ID))
+		}
+	}
+	for end := time.Now().Add(20 * time.Second); w.count("") == asked; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("nobody was asked: the test shows nothing")
+		}
+	}
+	if i := slices.IndexFunc(b.Cases(), func(c Case) bool { return c.ID != d.ID }); b.Cases()[i].State != Gathering {
+		t.Errorf("the other is %s", b.Cases()[i].State)
+	}
 }

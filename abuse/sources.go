@@ -160,7 +160,7 @@ func (l *lookups) txt(ctx context.Context, name string) ([]string, error) {
 	var de *net.DNSError
 	if errors.As(err, &de) {
 		if de.IsNotFound {
-			return nil, fmt.Errorf("%w (DNS)", errNone)
+			return nil, fmt.Errorf("%w: DNS has no such name", errNone)
 		}
 		if de.IsTimeout {
 			return nil, errors.New("the name service does not answer in time")

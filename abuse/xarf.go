@@ -138,7 +138,7 @@ func evidence(ctype, description, text string) xarfEvidence {
 func evidenceText(f *Facts) string {
 	var b strings.Builder
 	for _, e := range f.Excerpt {
-		b.WriteString(e.Text + "\n")
+		b.WriteString(f.line(e) + "\n")
 	}
 	return b.String()
 }

@@ -20,8 +20,10 @@ import (
 type Reports interface {
 	// Reports lists the cases without the long lists of their evidence.
 	Reports(ctx context.Context) ([]abuse.Case, error)
-	// Report returns one case and the message of its newest mail.
+	// Report returns one case and the message of its newest mail. ShowReport
+	// does so for a person, who may then approve what is shown.
 	Report(ctx context.Context, id string) (abuse.Case, []byte, error)
+	ShowReport(ctx context.Context, id, by string) (abuse.Case, []byte, error)
 	EditReport(ctx context.Context, id, by string, e abuse.Edit) (abuse.Case, error)
 	ApproveReport(ctx context.Context, id, by string, a abuse.Approval) (abuse.Case, error)
 	// SendReport may return before the mail is handed over: the case is then
@@ -53,8 +55,12 @@ func (k desk) Reports(context.Context) ([]abuse.Case, error) {
 
 func (k desk) Report(_ context.Context, id string) (abuse.Case, []byte, error) { return k.d.Case(id) }
 
-func (k desk) EditReport(_ context.Context, id, by string, e abuse.Edit) (abuse.Case, error) {
-	return k.d.Edit(id, by, e)
+func (k desk) ShowReport(_ context.Context, id, by string) (abuse.Case, []byte, error) {
+	return k.d.Show(id, by)
+}
+
+func (k desk) EditReport(ctx context.Context, id, by string, e abuse.Edit) (abuse.Case, error) {
+	return k.d.Edit(ctx, id, by, e)
 }
 
 func (k desk) ApproveReport(_ context.Context, id, by string, a abuse.Approval) (abuse.Case, error) {
@@ -81,6 +87,7 @@ func (k desk) ReceiveReport(_ context.Context, mail []byte, by string) ([]abuse.
 const (
 	pathReports  = "/v1/reports"
 	pathReport   = "/v1/report"
+	pathShow     = "/v1/report/show"
 	pathEdit     = "/v1/report/edit"
 	pathApprove  = "/v1/report/approve"
 	pathSend     = "/v1/report/send"
@@ -128,6 +135,10 @@ func WithReports(r Reports) func(*http.ServeMux) {
 		})
 		mux.HandleFunc("GET "+pathReport, func(w http.ResponseWriter, req *http.Request) {
 			c, msg, err := r.Report(req.Context(), req.URL.Query().Get("id"))
+			reportReply(w, reportAnswer{c, msg}, err)
+		})
+		mux.HandleFunc("POST "+pathShow, func(w http.ResponseWriter, req *http.Request) {
+			c, msg, err := r.ShowReport(req.Context(), req.URL.Query().Get("id"), by(req))
 			reportReply(w, reportAnswer{c, msg}, err)
 		})
 		change := func(path string, f func(ctx context.Context, c reportChange, by string) (abuse.Case, error)) {
@@ -179,6 +190,20 @@ func WithReports(r Reports) func(*http.ServeMux) {
 			}
 			reportReply(w, v, err)
 		})
+	}
+}
+
+// WithoutReports makes Serve say why there are no reports: the section of the
+// policy has faults, and the rest runs without it.
+func WithoutReports(why error) func(*http.ServeMux) {
+	say := func(w http.ResponseWriter, _ *http.Request) {
+		reportReply(w, nil, &abuse.Refusal{Why: "the daemon keeps no reports, for its `reports:` section has faults: " + why.Error(),
+			Hint: "`smtpguard policy check` names them; restart the daemon when they are mended"})
+	}
+	return func(mux *http.ServeMux) {
+		mux.HandleFunc(pathReports, say)
+		mux.HandleFunc(pathReport, say)
+		mux.HandleFunc(pathReport+"/", say)
 	}
 }
 
@@ -286,6 +311,12 @@ func (c *Client) Reports(ctx context.Context) (v []abuse.Case, err error) {
 func (c *Client) Report(ctx context.Context, id string) (abuse.Case, []byte, error) {
 	var a reportAnswer
 	err := c.report(ctx, http.MethodGet, pathReport+"?id="+url.QueryEscape(id), nil, &a)
+	return a.Case, a.Message, err
+}
+
+func (c *Client) ShowReport(ctx context.Context, id, _ string) (abuse.Case, []byte, error) {
+	var a reportAnswer
+	err := c.report(ctx, http.MethodPost, pathShow+"?id="+url.QueryEscape(id), nil, &a)
 	return a.Case, a.Message, err
 }
 

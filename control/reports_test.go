@@ -84,6 +84,18 @@ func TestReports(t *testing.T) {
 	if c, err := r.EditReport(ctx, id, "somebody else", abuse.Edit{To: &to}); err != nil || c.Mails[0].To.Address != to || !strings.Contains(c.Mails[0].To.Note, "(uid ") {
 		t.Errorf("%+v, %v", c, err)
 	}
+	if _, err := r.ApproveReport(ctx, id, "somebody else", abuse.Approval{}); !errors.As(err, &refused) || !strings.Contains(refused.Why, "has not seen it") {
+		t.Errorf("approved unseen: %v", err)
+	}
+	if _, msg, err := r.Report(ctx, id); err != nil || len(msg) == 0 { // for a program, not a person
+		t.Error(err)
+	}
+	if _, err := r.ApproveReport(ctx, id, "", abuse.Approval{}); !errors.As(err, &refused) {
+		t.Errorf("approved unseen: %v", err)
+	}
+	if c, msg, err := r.ShowReport(ctx, id, "somebody else"); err != nil || len(msg) == 0 || c.Mails[0].Seen[Operator(os.Getuid())] == "" {
+		t.Fatalf("%+v, %v", c, err)
+	}
 	if _, err := r.ApproveReport(ctx, id, "somebody else", abuse.Approval{}); err != nil {
 		t.Fatal(err)
 	}
@@ -109,5 +121,37 @@ func TestReports(t *testing.T) {
 	}
 	if _, err := r.CloseReport(ctx, id, "", "\x1b[2J"); err == nil {
 		t.Error("control characters are taken")
+	}
+}
+
+// TestWithoutReports: a faulty section is not taken for one that is off.
+func TestWithoutReports(t *testing.T) {
+	sock := filepath.Join(t.TempDir(), "sock")
+	l, err := Listen(sock, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- Serve(ctx, l, nil, slog.New(slog.DiscardHandler), WithoutReports(errors.New("reports.from: nonsense")))
+	}()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	cl, err := Dial(ctx, sock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	var refused *abuse.Refusal
+	if _, err := cl.Reports(ctx); !errors.As(err, &refused) || !strings.Contains(refused.Why, "reports.from: nonsense") || !strings.Contains(refused.Hint, "policy check") {
+		t.Errorf("list: %v", err)
+	}
+	if _, err := cl.ApproveReport(ctx, "SG-1", "", abuse.Approval{}); !errors.As(err, &refused) {
+		t.Errorf("approve: %v", err)
 	}
 }

@@ -53,6 +53,16 @@ func reportsConfig(p *policy.Policy) (abuse.Config, error) {
 	return c, nil
 }
 
+// reportsFaults are the faults of the policy's section that its form does not
+// show: addresses that nobody can write from, files that are not there.
+func reportsFaults(p *policy.Policy) error {
+	c, err := reportsConfig(p)
+	if err != nil {
+		return err
+	}
+	return errors.Join(c.Check(), c.CheckFiles())
+}
+
 // openDesk makes the desk of the policy on a store. allowed lists what is
 // never reported; nil: only what the policy says. logs may be empty: commands
 // without a daemon make no drafts.
@@ -142,24 +152,33 @@ func tellDesk(ctx context.Context, g *guard.Guard, d *abuse.Desk, log *slog.Logg
 
 // allowedNow returns what the guard never blocks, not older than a minute.
 func allowedNow(ctx context.Context, g *guard.Guard) func() []netip.Prefix {
-	var mu sync.Mutex
-	var list []netip.Prefix
-	var at time.Time
-	return func() []netip.Prefix {
-		mu.Lock()
-		defer mu.Unlock()
-		if time.Since(at) < time.Minute {
-			return list
-		}
+	return remembered(time.Now, func() (list []netip.Prefix, err error) {
 		short, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
 		infos, err := g.Allowed(short)
-		if err != nil {
-			return list // as it was; the gate has refused them before
-		}
-		list, at = nil, time.Now()
 		for _, i := range infos {
 			list = append(list, i.Prefix)
+		}
+		return list, err
+	})
+}
+
+// remembered asks for a list at most once a minute, and where that failed, which
+// may have taken long, after ten seconds: until then it is as it was.
+func remembered(now func() time.Time, ask func() ([]netip.Prefix, error)) func() []netip.Prefix {
+	var mu sync.Mutex
+	var list []netip.Prefix
+	var next time.Time
+	return func() []netip.Prefix {
+		mu.Lock()
+		defer mu.Unlock()
+		if now().Before(next) {
+			return list
+		}
+		if l, err := ask(); err == nil {
+			list, next = l, now().Add(time.Minute)
+		} else {
+			next = now().Add(10 * time.Second) // the gate has refused them before
 		}
 		return list
 	}

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -58,6 +59,19 @@ func (e *env) policyCheck(c *cli.Context) error {
 	}
 	if err != nil {
 		return err
+	}
+	if err := reportsFaults(p); err != nil {
+		lines := strings.Split(err.Error(), "\n")
+		for _, l := range lines {
+			if c.Bool("json") {
+				if err := e.json(map[string]any{"file": path, "error": l}); err != nil {
+					return err
+				}
+				continue
+			}
+			fmt.Fprintf(e.stdout, "%s: %s\n", path, l)
+		}
+		return fmt.Errorf("%s has %s", path, count(len(lines), "fault", "faults"))
 	}
 	if c.Bool("json") {
 		return e.json(map[string]any{"file": path, "right": true})

@@ -75,6 +75,7 @@ func allowedBy(p *policy.Policy) (ps []netip.Prefix) {
 func (r *replayReports) take(b store.Block) {
 	r.id++
 	b.ID, r.now = r.id, b.Since
+	b.Observed = true // nothing was blocked: the log says how it went on
 	if r.err == nil {
 		r.err = r.desk.Take(reportBlock(b))
 	}

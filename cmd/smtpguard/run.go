@@ -177,6 +177,7 @@ func (e *env) run(c *cli.Context) (err error) {
 	if p.Reports.Mode != policy.ReportsOff {
 		if desk, err = openDesk(p, st, allowedNow(ctx, g), logs, zone, log); err != nil { // protecting the server does not wait for telling others
 			log.Error("there will be no abuse reports", "err", err)
+			with = append(with, control.WithoutReports(err))
 		} else {
 			with = append(with, control.WithReports(control.Desk(desk)))
 			stopDesk = startDesk(ctx, g, desk, log, ready)
