@@ -21,6 +21,7 @@ func TestImports(t *testing.T) {
 		"store":         "detector tail",                               // what it keeps
 		"guard":         "detector firewall policy sockets store tail", // decides; never parses a log line itself
 		"abuse":         "detector",                                    // tells of verdicts; knows no store, no policy, no guard
+		"diagnose":      "detector detector/exim",                      // reads logs like a person; asks no running part
 		"control":       "abuse guard store",                           // the answers are guard's and abuse's own types
 	}
 	foreign := map[string]string{ // import path -> the one package that may
