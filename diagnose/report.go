@@ -117,7 +117,7 @@ func (d *Diagnosis) Report() Report {
 		}
 	}
 	r.Failed = len(failed)
-	found := append(d.slotFindings(), d.lineFindings()...)
+	found := append(append([]Finding{}, d.slotFindings()...), d.lineFindings()...) // never null in JSON
 	rest := explain(found, failed)
 	found = append(found, d.monitorFindings(rest)...)
 	found = append(found, d.restarts(found)...)
