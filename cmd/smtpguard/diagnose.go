@@ -191,4 +191,3 @@ func wrap(out io.Writer, mark, text string, width int) {
 	}
 	fmt.Fprintln(out, line)
 }
-
