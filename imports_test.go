@@ -12,19 +12,21 @@ const module = "github.com/smtpguard/smtpguard/"
 // other. A new arrow belongs here with its reason, or not in the code.
 func TestImports(t *testing.T) {
 	ours := map[string]string{
-		"tail":          "",                                            // a follower of files; knows no Exim
-		"sockets":       "",                                            // the kernel's table; knows no verdict
-		"firewall":      "",                                            // prefixes and times; knows no reason for them
-		"detector":      "",                                            // arithmetic on events: no clock, no file
-		"detector/exim": "detector",                                    // Exim is known here and in cmd only
-		"policy":        "detector .",                                  // YAML is known here only; . embeds the shipped file
-		"store":         "detector tail",                               // what it keeps
-		"guard":         "detector firewall policy sockets store tail", // decides; never parses a log line itself
-		"abuse":         "detector",                                    // tells of verdicts; knows no store, no policy, no guard
-		"incident":      "detector store",                              // what a replay tells: no clock, no file, no policy
-		"control":       "abuse guard store",                           // the answers are guard's and abuse's own types
-		"metrics":       "abuse guard hook",                            // the numbers are theirs; asks the guard nothing
-		"hook":          "",                                            // tells of events; knows not who makes them
+		"tail":          "",                                                                   // a follower of files; knows no Exim
+		"sockets":       "",                                                                   // the kernel's table; knows no verdict
+		"firewall":      "",                                                                   // prefixes and times; knows no reason for them
+		"detector":      "",                                                                   // arithmetic on events: no clock, no file
+		"detector/exim": "detector",                                                           // Exim is known here and in cmd only
+		"policy":        "detector .",                                                         // YAML is known here only; . embeds the shipped file
+		"store":         "detector tail",                                                      // what it keeps
+		"guard":         "detector firewall policy sockets store tail",                        // decides; never parses a log line itself
+		"abuse":         "detector",                                                           // tells of verdicts; knows no store, no policy, no guard
+		"incident":      "detector store",                                                     // what a replay tells: no clock, no file, no policy
+		"control":       "abuse guard store",                                                  // the answers are guard's and abuse's own types
+		"metrics":       "abuse guard hook",                                                   // the numbers are theirs; asks the guard nothing
+		"hook":          "",                                                                   // tells of events; knows not who makes them
+		"diagnose":      "detector detector/exim",                                             // reads logs like a person; asks no running part
+		"doctor":        "control detector detector/exim firewall guard policy sockets store", // asks every part how it is; nobody imports it
 	}
 	foreign := map[string]string{ // import path -> the one package that may
 		"github.com/google/nftables":    "firewall",

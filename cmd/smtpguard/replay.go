@@ -169,7 +169,7 @@ func (e *env) replay(c *cli.Context) error {
 			fmt.Fprintln(e.stderr, "the page names no networks:", page.nameless)
 		}
 		if werr == nil && !asJSON {
-			fmt.Fprintln(out, "\n"+wrap("page: "+page.path+" (only you can read it: addresses are personal data)", 0))
+			fmt.Fprintln(out, "\n"+wrap("page: "+page.path+" (only you can read it: addresses are personal data)", 0, tableWidth))
 		}
 	}
 	if reports != nil {
@@ -414,7 +414,7 @@ func (p *progress) show(lines uint64, end bool) {
 // decision is the line that tells one.
 func decision(t time.Time, text string) string {
 	at := clock(t) + "  "
-	return at + wrap(text, len(at))
+	return at + wrap(text, len(at), tableWidth)
 }
 
 func showReplay(out io.Writer, said []string, c *incident.Collector, s replaySummary) {
@@ -426,7 +426,7 @@ func showReplay(out io.Writer, said []string, c *incident.Collector, s replaySum
 	}
 	const indent = len("connections  ")
 	row := func(name, format string, args ...any) {
-		fmt.Fprintf(out, "%-*s%s\n", indent, name, wrap(fmt.Sprintf(format, args...), indent))
+		fmt.Fprintf(out, "%-*s%s\n", indent, name, wrap(fmt.Sprintf(format, args...), indent, tableWidth))
 	}
 	if s.First.IsZero() {
 		row("time", "no line with a time was found")
@@ -443,8 +443,8 @@ func showReplay(out io.Writer, said []string, c *incident.Collector, s replaySum
 	if len(c.Rows()) > 0 {
 		fmt.Fprintln(out)
 	}
-	fmt.Fprintln(out, wrap(c.Sentence(), 0))
+	fmt.Fprintln(out, wrap(c.Sentence(), 0, tableWidth))
 	if s.Opened == 0 && s.Lines > 0 {
-		fmt.Fprintln(out, "\n"+wrap("The log has no connection lines: add +smtp_connection +incoming_port to Exim's log_selector. The daemon sees connections in the kernel all the same.", 0))
+		fmt.Fprintln(out, "\n"+wrap("The log has no connection lines: add +smtp_connection +incoming_port to Exim's log_selector. The daemon sees connections in the kernel all the same.", 0, tableWidth))
 	}
 }

@@ -139,27 +139,3 @@ func printTable(w io.Writer, table [][]string, align string) {
 		fmt.Fprintln(w, strings.TrimRight(line.String(), " "))
 	}
 }
-
-// wrap breaks text between words so that no line is longer than tableWidth;
-// further lines begin with as many spaces as indent says.
-func wrap(text string, indent int) string {
-	var b strings.Builder
-	at := 0
-	for i, word := range strings.Fields(text) {
-		switch {
-		case i == 0:
-		case at+1+len(word) > tableWidth:
-			b.WriteString("\n" + strings.Repeat(" ", indent))
-			at = indent
-		default:
-			b.WriteByte(' ')
-			at++
-		}
-		if i == 0 {
-			at = indent // what stands before the text
-		}
-		b.WriteString(word)
-		at += len(word)
-	}
-	return b.String()
-}

@@ -103,7 +103,7 @@ func TestWrap(t *testing.T) {
 		word + " " + word + " " + word:    word + " " + word + "\n" + "     " + word,
 		strings.Repeat("y", 100) + " z z": strings.Repeat("y", 100) + "\n     z z",
 	} {
-		if got := wrap(in, 5); got != want {
+		if got := wrap(in, 5, tableWidth); got != want {
 			t.Errorf("wrap(%q) = %q, want %q", in, got, want)
 		}
 	}

@@ -29,25 +29,6 @@ func columns(w io.Writer) int {
 	return 80
 }
 
-// hang prints words behind a name, with the further lines below the first.
-// Words that are longer than a line stay whole.
-func hang(w io.Writer, width int, name string, indent int, words string) {
-	line := fmt.Sprintf("%-*s", indent, name)
-	empty := true
-	for word := range strings.FieldsSeq(words) {
-		if !empty && len(line)+1+len(word) > width {
-			fmt.Fprintln(w, line)
-			line, empty = strings.Repeat(" ", indent), true
-		}
-		if !empty {
-			line += " "
-		}
-		line += word
-		empty = false
-	}
-	fmt.Fprintln(w, line)
-}
-
 // maxHeld is how many reports that are held by a cap are listed by themselves.
 const maxHeld = 10
 
@@ -107,14 +88,14 @@ func listReports(out io.Writer, list []abuse.Case, all bool) {
 	for i, row := range rows[1:] {
 		fmt.Fprintln(out, strings.TrimRight(row, " "))
 		for _, s := range notes[i] {
-			hang(out, width, "", 4, s)
+			hang(out, "    ", s, width)
 		}
 	}
 	for why, n := range more {
-		hang(out, width, "", 0, fmt.Sprintf("and %d more are held: %s (--all lists them)", n, why))
+		hang(out, "", fmt.Sprintf("and %d more are held: %s (--all lists them)", n, why), width)
 	}
 	if n := len(slices.DeleteFunc(slices.Clone(list), func(k abuse.Case) bool { return k.State != abuse.Drafted })); n > 0 {
-		hang(out, width, "", 0, count(n, "draft waits", "drafts wait")+" for a person: `reports show ID`, then `reports approve ID`")
+		hang(out, "", count(n, "draft waits", "drafts wait")+" for a person: `reports show ID`, then `reports approve ID`", width)
 	}
 }
 
@@ -125,7 +106,7 @@ func short(t time.Time) string { return t.Local().Format("01-02 15:04") }
 func showReport(out io.Writer, k abuse.Case, text string) {
 	width := columns(out)
 	row := func(name, format string, args ...any) {
-		hang(out, width, "  "+name, 14, fmt.Sprintf(format, args...))
+		hang(out, fmt.Sprintf("%-14s", "  "+name), fmt.Sprintf(format, args...), width)
 	}
 	fmt.Fprintf(out, "%s  %s\n", k.ID, k.State)
 	if k.Why != "" {

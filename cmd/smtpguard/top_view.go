@@ -210,7 +210,7 @@ func (m *top) list(pane, w, n int, keys bool) []string {
 		for _, b := range m.view.Blocks {
 			stopped := "?"
 			if m.view.Counted {
-				stopped = short(b.Packets)
+				stopped = shortCount(b.Packets)
 			}
 			reason := clean(b.Reason)
 			if b.State != guard.InForce {
@@ -335,8 +335,8 @@ func ends(left, right string, w int) string {
 	return left + strings.Repeat(" ", gap) + right
 }
 
-// short shows a large number in few columns.
-func short(n uint64) string {
+// shortCount shows a large number in few columns.
+func shortCount(n uint64) string {
 	for _, u := range []struct {
 		of   uint64
 		unit string
@@ -349,15 +349,4 @@ func short(n uint64) string {
 		}
 	}
 	return fmt.Sprint(n)
-}
-
-// clean takes control characters out of a text: names and reasons are other
-// people's words.
-func clean(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r >= 0x7f && r < 0xa0 {
-			return ' '
-		}
-		return r
-	}, s)
 }

@@ -165,6 +165,20 @@ func find() (string, error) {
 // ask runs the Exim at path. An Exim that is older than one of the options
 // says so and fails, but tells the others.
 func ask(ctx context.Context, path string) (Config, error) {
+	out, err := printed(ctx, path, options)
+	if err != nil {
+		return Config{}, err
+	}
+	c, err := ParseConfig(out)
+	if err != nil {
+		return c, fmt.Errorf("%s -bP: %w", path, err)
+	}
+	c.Path = path
+	return c, nil
+}
+
+// printed is what the Exim at path prints of these options.
+func printed(ctx context.Context, path string, options []string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, configTimeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, append([]string{"-bP"}, options...)...)
@@ -175,24 +189,19 @@ func ask(ctx context.Context, path string) (Config, error) {
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	runErr := cmd.Run()
 	if stdout.over {
-		return Config{}, fmt.Errorf("%s -bP printed more than %d bytes", path, configMax)
+		return nil, fmt.Errorf("%s -bP printed more than %d bytes", path, configMax)
 	}
 	if err := ctx.Err(); runErr != nil && err != nil {
-		return Config{}, fmt.Errorf("%s -bP did not end: %w", path, err)
+		return nil, fmt.Errorf("%s -bP did not end: %w", path, err)
 	}
 	old := strings.Contains(stdout.buf.String()+stderr.buf.String(), "is not a known option")
 	if runErr != nil && !old {
 		if said := oneLine(stderr.buf.Bytes()); said != "" {
-			return Config{}, fmt.Errorf("%s -bP: %w: %s", path, runErr, said)
+			return nil, fmt.Errorf("%s -bP: %w: %s", path, runErr, said)
 		}
-		return Config{}, fmt.Errorf("%s -bP: %w", path, runErr)
+		return nil, fmt.Errorf("%s -bP: %w", path, runErr)
 	}
-	c, err := ParseConfig(stdout.buf.Bytes())
-	if err != nil {
-		return c, fmt.Errorf("%s -bP: %w", path, err)
-	}
-	c.Path = path
-	return c, nil
+	return stdout.buf.Bytes(), nil
 }
 
 // Location returns the zone of timestamps without an offset.

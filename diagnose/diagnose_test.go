@@ -1,0 +1,329 @@
+package diagnose
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/smtpguard/smtpguard/detector"
+)
+
+func newDiagnosis(t testing.TB, capacity int) *Diagnosis {
+	t.Helper()
+	det, err := detector.New(detector.Config{Rules: detector.DefaultRules(), Capacity: capacity})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return New(Options{Detector: det, Zone: time.UTC})
+}
+
+// diagnosed reads files below testdata.
+func diagnosed(t *testing.T, capacity int, files ...string) Report {
+	t.Helper()
+	d := newDiagnosis(t, capacity)
+	for _, name := range files {
+		b, err := os.ReadFile(filepath.Join("../testdata", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Read(t.Context(), bytes.NewReader(b), time.Date(2026, 11, 22, 20, 0, 0, 0, time.UTC)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return d.Report()
+}
+
+// summary is a report as one line: "kind confidence times/explained; ...".
+func summary(r Report) string {
+	var s []string
+	for _, f := range r.Findings {
+		s = append(s, fmt.Sprintf("%s %s %d/%d", f.Kind, f.Confidence, f.Times, f.Explains))
+	}
+	return strings.Join(s, "; ")
+}
+
+func TestKinds(t *testing.T) {
+	d := func(names ...string) []string {
+		for i := range names {
+			names[i] = "diagnose/" + names[i]
+		}
+		return names
+	}
+	for _, c := range []struct {
+		files    []string
+		capacity int
+		want     string
+	}{
+		{d("healthy.log"), 100, ""},
+		{d("healthy.log", "healthy.chkservd.log"), 100, ""},
+		{d("hostile.log"), 100, ""},
+		{d("login.log"), 100, "check-login-broken certain 20/0"},
+		{d("login.log", "login.chkservd.log"), 100, "check-login-broken certain 20/20"},
+		{d("login.chkservd.log"), 0, "check-login-broken certain 20/20"},
+		{d("login.log", "old.mbox"), 100, "check-login-broken certain 20/1"},
+		{d("old.mbox"), 0, "check-login-broken likely 1/1"},
+		{d("new.mbox"), 0, "slots-full-unknown-holders likely 1/1"},
+		{d("flood.chkservd.log"), 0, "slots-full-unknown-holders likely 1/1"},
+		{d("down.chkservd.log"), 0, "daemon-down certain 3/3"},
+		{d("load.log"), 100, "load certain 60/0; mail-only-queued certain 12/0"},
+		{d("disk.log"), 100, "disk certain 10/0"},
+		{d("port.log"), 100, "port-taken certain 10/0"},
+		{d("restarts.log"), 100, "restarts possible 8/0"},
+		// Two at once: what explains the mails comes first.
+		{append(d("login.log", "login.chkservd.log"), "corpus/h-one-ip-hold.log"), 0,
+			"check-login-broken certain 20/20; slots-full-few-sources certain 1/0"},
+		{append(d("flood.chkservd.log", "new.mbox"), "corpus/h-one-ip-hold.log"), 0, "slots-full-few-sources certain 1/2"},
+		// The checks of another day are not explained by this flood.
+		{append(d("down.chkservd.log"), "corpus/h-one-ip-hold.log"), 0, "daemon-down certain 3/3; slots-full-few-sources certain 1/0"},
+
+		{[]string{"corpus/a-default-debian.log"}, 0, "slots-full-unknown-holders certain 1/0"},
+		{[]string{"corpus/b-all.log"}, 0, "slots-full-few-sources certain 1/0"},
+		{[]string{"corpus/c-cpanel.log"}, 0, "slots-full-few-sources certain 1/0"},
+		{[]string{"corpus/d-pid-millisec.log"}, 100, "slots-full-few-sources certain 1/0"},
+		{[]string{"corpus/e-timezone.log"}, 100, "slots-full-few-sources certain 1/0"},
+		{[]string{"corpus/f-syslog.log"}, 100, "slots-full-few-sources certain 1/0"},
+		{[]string{"corpus/g1-ipv6-one-64.log"}, 100, "slots-full-few-sources certain 1/0"},
+		{[]string{"corpus/i-slash24-botnet.log"}, 100, "slots-full-few-sources certain 1/0"},
+		{[]string{"corpus/m2-reserve-only.log"}, 100, "slots-full-few-sources certain 1/0"},
+		{[]string{"corpus/j-rapid-churn.log"}, 100, "storm certain 16/0"},
+		{[]string{"corpus/k-legit-busy.log"}, 100, "slots-nearly-full likely 1/0"},
+		{[]string{"corpus/k-legit-busy.log"}, 200, ""},
+		{[]string{"corpus/l-injection.log"}, 100, ""},
+	} {
+		if got := summary(diagnosed(t, c.capacity, c.files...)); got != c.want {
+			t.Errorf("%v of %d slots:\n got %q\nwant %q", c.files, c.capacity, got, c.want)
+		}
+	}
+}
+
+// TestFloodSources: the sources that are named are those that did it.
+func TestFloodSources(t *testing.T) {
+	for file, want := range map[string]string{
+		"b-all":            "10.66.1.0/24 10.66.2.7/32 fd00:0:0:1::/64",
+		"h-one-ip-hold":    "10.66.9.9/32",
+		"g1-ipv6-one-64":   "fd00:0:0:1::/64",
+		"i-slash24-botnet": "10.66.20.0/24",
+	} {
+		r := diagnosed(t, 0, "corpus/"+file+".log")
+		var named []string
+		for _, s := range r.Findings[0].Sources {
+			if s.Why != "" {
+				named = append(named, s.Prefix.String())
+			}
+		}
+		if got := strings.Join(named, " "); got != want {
+			t.Errorf("%s: named %s, want %s", file, got, want)
+		}
+	}
+}
+
+// fewerSlots rewrites a log as an Exim with fewer slots would have written it:
+// who comes when all are taken is refused, and has no other line.
+func fewerSlots(log []byte, slots int) []byte {
+	opened := regexp.MustCompile(`^(\S+ \S+) SMTP connection from (\[\S+\]:\d+) \(TCP/IP connection count = \d+\)$`)
+	peer := regexp.MustCompile(`\[[0-9a-f.:]+\]:\d+`)
+	closed := regexp.MustCompile(`^\S+ \S+ SMTP connection from .*(\[[0-9a-f.:]+\]:\d+) (closed by|lost)`)
+	held, gone := make(map[string]bool), make(map[string]bool)
+	var out bytes.Buffer
+	for line := range bytes.SplitSeq(bytes.TrimSpace(log), []byte("\n")) {
+		if g := opened.FindSubmatch(line); g != nil {
+			if len(held) >= slots {
+				gone[string(g[2])] = true
+				fmt.Fprintf(&out, "%s Connection from %s refused: too many connections\n", g[1], g[2])
+				continue
+			}
+			held[string(g[2])] = true
+			delete(gone, string(g[2]))
+			fmt.Fprintf(&out, "%s SMTP connection from %s (TCP/IP connection count = %d)\n", g[1], g[2], len(held))
+			continue
+		}
+		if p := peer.Find(line); p != nil && gone[string(p)] {
+			continue
+		}
+		if g := closed.FindSubmatch(line); g != nil {
+			delete(held, string(g[1]))
+		}
+		out.Write(append(line, '\n'))
+	}
+	return out.Bytes()
+}
+
+// TestProperSenders: a busy hour of proper mail, for which 97 slots sufficed,
+// on servers with fewer. The answer is the number that would have sufficed,
+// and nobody is blamed.
+func TestProperSenders(t *testing.T) {
+	log, err := os.ReadFile("../testdata/corpus/k-legit-busy.log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const truth = 97
+	for _, slots := range []int{40, 60, 75, 90} {
+		for _, capacity := range []int{0, slots} {
+			d := newDiagnosis(t, capacity)
+			if err := d.Read(t.Context(), bytes.NewReader(fewerSlots(log, slots)), time.Now()); err != nil {
+				t.Fatal(err)
+			}
+			r := d.Report()
+			if len(r.Findings) != 1 || r.Findings[0].Kind != FullMany {
+				t.Errorf("%d slots, %d known: %s", slots, capacity, summary(r))
+				continue
+			}
+			f := r.Findings[0]
+			if f.AcceptMax < truth*85/100 || f.AcceptMax > truth*125/100 {
+				t.Errorf("%d slots: %d would have sufficed, it says; it were %d", slots, f.AcceptMax, truth)
+			}
+			t.Logf("%d slots: %s", slots, f.Title)
+		}
+	}
+}
+
+func TestWindow(t *testing.T) {
+	b, err := os.ReadFile("../testdata/corpus/h-one-ip-hold.log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(s string) time.Time {
+		v, err := time.Parse(time.DateTime, "2026-11-22 "+s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	for _, c := range []struct {
+		since, until time.Time
+		want         string
+	}{
+		{at("19:43:50"), at("19:44:00"), ""},
+		{at("19:44:20"), at("19:44:40"), "slots-full-few-sources certain 1/0"}, // the holders came before
+		{at("20:00:00"), time.Time{}, ""},
+	} {
+		d := newDiagnosis(t, 100)
+		d.o.Since, d.o.Until = c.since, c.until
+		if err := d.Read(t.Context(), bytes.NewReader(b), at("20:00:00")); err != nil {
+			t.Fatal(err)
+		}
+		if got := summary(d.Report()); got != c.want {
+			t.Errorf("%s to %s: %q, want %q", c.since, c.until, got, c.want)
+		}
+	}
+}
+
+// TestShown: what strangers write is shown escaped and bounded.
+func TestShown(t *testing.T) {
+	for in, want := range map[string]string{
+		"a\x1b[2Kb\rc\xffd\u202ee\tf": `a\x1b[2Kb\rc\xffd\u202ee f`,
+		strings.Repeat("x", 300):      strings.Repeat("x", maxShown) + "...",
+		"“exim” ok":                   "“exim” ok",
+	} {
+		if got := show([]byte(in)); got != want {
+			t.Errorf("show(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestText(t *testing.T) {
+	for _, line := range []string{
+		"2026-11-22 19:45:50 Abandon queue run",
+		"2026-11-22 19:45:50.963 Abandon queue run",
+		"2026-11-22 20:48:43 +0100 Abandon queue run",
+		"2026-11-22 16:18:44.613 -0330 [3915] Abandon queue run",
+		"2026-11-22 19:45:50 [3915] 1xVDR5-0003Hr-1R Abandon queue run",
+		"2026-11-22 19:45:50 1xVDR5-0000000003H-1Rab Abandon queue run",
+		"Nov 22 19:45:50 mx exim[3915]: 2026-11-22 19:45:50 Abandon queue run",
+		"2026-11-22T19:45:50.123+00:00 mx exim4[3915]: Abandon queue run",
+	} {
+		if got := string(text([]byte(line))); got != "Abandon queue run" {
+			t.Errorf("%q: %q", line, got)
+		}
+	}
+}
+
+// TestMemory: what a stranger writes does not grow what is kept: a long
+// attack from ever new addresses, with pauses.
+func TestMemory(t *testing.T) {
+	d := newDiagnosis(t, 100)
+	var b bytes.Buffer
+	at := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	for i := range 3000 {
+		at = at.Add(11 * time.Minute)
+		for j := range 5 {
+			fmt.Fprintf(&b, "%s Connection from [203.0.%d.%d]:%d refused: too many connections\n", at.Format(time.DateTime), i%256, j, i)
+		}
+		fmt.Fprintf(&b, "%s exim 4.96 daemon started: pid=%d, no queue runs, listening for SMTP on port 25 (IPv6 and IPv4)\n", at.Format(time.DateTime), i+1)
+	}
+	if err := d.Read(t.Context(), &b, at); err != nil {
+		t.Fatal(err)
+	}
+	r := d.Report()
+	if len(d.slots.past) != maxEpisodes || d.slots.more == 0 || len(r.Findings) != 1 || len(r.Findings[0].Spans) > maxSpans || len(r.Findings[0].Lines) > maxLines {
+		t.Errorf("%d episodes, %d more, %s", len(d.slots.past), d.slots.more, summary(r))
+	}
+}
+
+// FuzzRead: any bytes are read to their end and give a report that is bounded
+// and can be printed.
+func FuzzRead(f *testing.F) {
+	files, err := filepath.Glob("../testdata/diagnose/*")
+	if err != nil || len(files) == 0 {
+		f.Fatal("no seeds: ", err)
+	}
+	for _, name := range append(files, "../testdata/corpus/l-injection.log") {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b[:min(len(b), 20<<10)])
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		det, err := detector.New(detector.Config{Rules: detector.DefaultRules(), Memory: 4 << 20})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := New(Options{Detector: det, Zone: time.UTC})
+		if err := d.Read(t.Context(), bytes.NewReader(data), time.Unix(1795376711, 0)); err != nil {
+			t.Fatal(err)
+		}
+		for _, fi := range d.Report().Findings {
+			if fi.Title == "" || len(fi.Do) == 0 || len(fi.Lines) > maxLines {
+				t.Errorf("%+v", fi)
+			}
+			for _, s := range append(append([]string{fi.Title}, fi.Why...), fi.Lines...) {
+				if strings.ContainsAny(s, "\x1b\r\n\x00") || len(s) > 8*maxShown {
+					t.Errorf("not fit to be printed: %q", s)
+				}
+			}
+		}
+	})
+}
+
+func BenchmarkRead(b *testing.B) {
+	log, err := os.ReadFile("../testdata/corpus/k-legit-busy.log")
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.SetBytes(int64(len(log)))
+	for b.Loop() {
+		d := newDiagnosis(b, 100)
+		if err := d.Read(b.Context(), bytes.NewReader(log), time.Now()); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// TestAnyOrderOfChecks: the monitor's files may come before or after the log.
+func TestAnyOrderOfChecks(t *testing.T) {
+	files := []string{"diagnose/login.log", "diagnose/login.chkservd.log", "diagnose/old.mbox"}
+	want := summary(diagnosed(t, 100, files...))
+	for range 5 {
+		rand.Shuffle(len(files), func(i, j int) { files[i], files[j] = files[j], files[i] })
+		if got := summary(diagnosed(t, 100, files...)); got != want {
+			t.Errorf("%v: %q, want %q", files, got, want)
+		}
+	}
+}

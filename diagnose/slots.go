@@ -1,0 +1,322 @@
+package diagnose
+
+import (
+	"cmp"
+	"math"
+	"math/bits"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/smtpguard/smtpguard/detector"
+)
+
+const (
+	// saturatedAt is the share of the slots from which on the server counts
+	// as full.
+	saturatedAt = 0.9
+	// quiet ends an episode: twice as long as cPanel's monitor waits between
+	// checks, so that one flood is one episode.
+	quiet = 10 * time.Minute
+	// sampleEvery is how often it is noted who holds slots while there are
+	// no more free.
+	sampleEvery = time.Second
+	// maxSample bounds how long one look at the holders stands for, in a log
+	// that is silent.
+	maxSample = 5 * time.Minute
+	// maxOpen bounds the connections of which the duration is measured.
+	maxOpen = 1 << 16
+)
+
+// episode is a time in which the slots were full, again and again.
+type episode struct {
+	first, last time.Time
+	full        time.Duration // how long they were full
+	refused     int
+	check       int // of the refused, from this machine itself
+	peak        int // highest count of taken slots
+	capacity    int
+	need        int // slots that would have sufficed, 0: not known
+	lines       []string
+
+	held    map[netip.Addr]float64 // slot-seconds while full; nil after the end
+	total   float64
+	victims map[netip.Addr]struct{}
+
+	// Known when it has ended.
+	kind    Kind
+	turned  int      // distinct addresses that were refused
+	sources int      // distinct addresses that held slots
+	top     []Source // those with the largest shares
+	blame   float64  // share of those that the rules name
+	good    float64  // share of senders of accepted mail
+}
+
+// slots follows who holds the server's slots.
+type slots struct {
+	det  *detector.Detector
+	past []episode
+	more int // episodes that are not kept
+	now  *episode
+	// verdicts of the rules, by source.
+	verdicts map[netip.Prefix]verdict
+
+	lastLook time.Time
+	wasFull  bool
+
+	// For the number that would have sufficed: durations of the connections
+	// that ended with QUIT, by powers of the square root of 2 of a second, and
+	// the ends of those that were refused if they had been let in.
+	open      map[netip.AddrPort]time.Time
+	durations [64]int
+	ended     int
+	ghosts    []time.Time
+}
+
+// verdict is what a rule said last of a source.
+type verdict struct {
+	at       time.Time
+	sentence string
+}
+
+func newSlots(det *detector.Detector) slots {
+	return slots{det: det, open: make(map[netip.AddrPort]time.Time), verdicts: make(map[netip.Prefix]verdict)}
+}
+
+// observe takes the next event. reserved: it says that the slots that are not
+// in reserve are taken.
+func (s *slots) observe(ev *detector.Event, line []byte, reserved, in bool) []detector.Verdict {
+	at := ev.Time
+	s.duration(ev)
+	refused := ev.Kind == detector.Refused && ev.Reason == detector.RefusedFull || reserved
+	source, loopback := ev.Source, ev.Source.IsLoopback()
+	opened := ev.Kind == detector.Opened
+	verdicts := s.det.Observe(ev)
+	for _, v := range verdicts {
+		if len(s.verdicts) >= 2*maxSources {
+			clear(s.verdicts)
+		}
+		s.verdicts[v.Source] = verdict{v.Time, v.Sentence()}
+	}
+	if !in || at.IsZero() {
+		s.wasFull = false
+		return verdicts
+	}
+	capacity, how := s.det.Capacity()
+	count := s.det.Count()
+	known := how == detector.CapacityConfigured || how == detector.CapacityFromRefusals
+	full := refused || known && float64(count) >= saturatedAt*float64(capacity)
+	if s.now != nil && at.Sub(s.now.last) > quiet {
+		s.finish()
+	}
+	if full && s.now == nil {
+		s.begin(at)
+	}
+	e := s.now
+	if e == nil {
+		s.wasFull = false
+		return verdicts
+	}
+	e.capacity = max(e.capacity, capacity)
+	e.peak = max(e.peak, count)
+	if full {
+		if at.After(e.last) {
+			e.last = at
+		}
+		s.look(at)
+		s.wasFull = true
+		if opened && len(e.lines) == 0 {
+			e.lines = append(e.lines, show(line))
+		}
+	} else {
+		if s.wasFull {
+			s.look(at)
+		}
+		s.wasFull = false
+	}
+	if refused {
+		e.refused++
+		if loopback {
+			e.check++
+		}
+		if len(e.victims) < maxSources {
+			e.victims[source] = struct{}{}
+		}
+		if len(e.lines) < maxLines-1 || loopback && e.check == 1 {
+			e.lines = append(e.lines, show(line))
+		}
+		if len(s.ghosts) < maxOpen {
+			s.ghosts = append(s.ghosts, at.Add(s.typical()))
+		}
+	}
+	if refused || opened {
+		for len(s.ghosts) > 0 && !s.ghosts[0].After(at) {
+			s.ghosts = s.ghosts[1:]
+		}
+		e.need = max(e.need, count+len(s.ghosts))
+	}
+	return verdicts
+}
+
+// begin opens an episode.
+func (s *slots) begin(at time.Time) {
+	s.now = &episode{first: at, last: at, held: make(map[netip.Addr]float64), victims: make(map[netip.Addr]struct{})}
+	s.lastLook = at
+}
+
+// look notes who holds slots; each counts for the time since the last look.
+func (s *slots) look(at time.Time) {
+	since := at.Sub(s.lastLook)
+	if !s.wasFull {
+		s.lastLook = at
+		return
+	}
+	if since < sampleEvery {
+		return
+	}
+	s.lastLook = at
+	since = min(since, maxSample)
+	e := s.now
+	e.full += since
+	for h := range s.det.Holders() {
+		e.total += since.Seconds()
+		if _, ok := e.held[h.Addr]; ok || len(e.held) < maxSources {
+			e.held[h.Addr] += since.Seconds()
+		}
+	}
+}
+
+// finish closes the episode and says what it was.
+func (s *slots) finish() {
+	e := s.now
+	if e == nil {
+		return
+	}
+	s.now = nil
+	if len(s.past) == maxEpisodes {
+		l := &s.past[maxEpisodes-1] // the last stands for what is left out
+		l.last, l.refused, l.check = e.last, l.refused+e.refused, l.check+e.check
+		s.more++
+		return
+	}
+	e.sources, e.turned = len(e.held), len(e.victims)
+	if e.total > 0 {
+		for g := range s.det.KnownGood() {
+			e.good += e.held[g.Addr] / e.total
+		}
+		s.blame(e)
+	}
+	switch {
+	case e.refused == 0 && e.blame < manyShare:
+		e.kind = NearFull
+	case e.total == 0:
+		e.kind = FullUnknown
+	case e.blame >= fewShare:
+		e.kind = FullFew
+	case e.good >= manyShare:
+		e.kind = FullMany
+	default:
+		e.kind = FullSpread
+	}
+	e.held, e.victims = nil, nil
+	s.past = append(s.past, *e)
+}
+
+const (
+	// fewShare of the slots in the hands of sources that the rules name make
+	// them the cause: without them the others have room.
+	fewShare = 0.25
+	// manyShare of the slots in the hands of senders of accepted mail make
+	// the lack of slots the cause.
+	manyShare = 0.5
+	// verdictFor is how long a verdict stands, as the rules are silent about
+	// a source for a while after one.
+	verdictFor = time.Hour
+	maxTop     = 8
+)
+
+// blame fills in who held the slots: networks that the rules name as one
+// source, else addresses.
+func (s *slots) blame(e *episode) {
+	type named struct {
+		seconds float64
+		members int
+	}
+	by := make(map[netip.Prefix]named)
+	for a, sec := range e.held {
+		p := netip.PrefixFrom(a, a.BitLen())
+		found := false
+		for bits := a.BitLen(); bits >= 8; bits-- { // the widest that has a verdict
+			wide, _ := a.Prefix(bits)
+			if v, ok := s.verdicts[wide]; ok && v.at.After(e.first.Add(-verdictFor)) {
+				p, found = wide, true
+			}
+		}
+		n := by[p]
+		by[p] = named{n.seconds + sec, n.members + 1}
+		if found {
+			e.blame += sec / e.total
+		}
+	}
+	for p, n := range by {
+		e.top = append(e.top, Source{Prefix: p, Share: n.seconds / e.total, Addresses: n.members, Why: s.verdicts[p].sentence})
+	}
+	slices.SortFunc(e.top, func(a, b Source) int {
+		return cmp.Or(cmp.Compare(min(1, len(b.Why)), min(1, len(a.Why))), cmp.Compare(b.Share, a.Share), a.Prefix.Compare(b.Prefix))
+	})
+	e.top = slices.Clone(e.top[:min(len(e.top), maxTop)])
+}
+
+// duration measures how long a connection of a proper client lasts.
+func (s *slots) duration(ev *detector.Event) {
+	if ev.Port == 0 {
+		return
+	}
+	key := netip.AddrPortFrom(ev.Source, ev.Port)
+	switch ev.Kind {
+	case detector.Opened:
+		if len(s.open) >= maxOpen {
+			clear(s.open)
+		}
+		s.open[key] = ev.Time
+	case detector.Closed:
+		at, ok := s.open[key]
+		if !ok {
+			return
+		}
+		delete(s.open, key)
+		if ev.Reason == detector.ClosedQuit && !ev.Time.Before(at) {
+			s.durations[bucket(ev.Time.Sub(at))]++
+			s.ended++
+		}
+	}
+}
+
+// bucket is 0 below a second and grows by one with each factor of √2.
+func bucket(d time.Duration) int {
+	sec := uint64(d / time.Second)
+	if sec == 0 {
+		return 0
+	}
+	b := 2*bits.Len64(sec) - 1
+	if float64(sec) >= math.Sqrt2*float64(uint64(1)<<(bits.Len64(sec)-1)) {
+		b++
+	}
+	return min(b, 63)
+}
+
+// typical is how long a proper connection takes: three of four take no longer.
+func (s *slots) typical() time.Duration {
+	n := 0
+	for i, c := range s.durations {
+		if n += c; s.ended > 0 && 4*n >= 3*s.ended {
+			return max(time.Second, time.Duration(math.Pow(2, float64(i)/2)*float64(time.Second)))
+		}
+	}
+	return 5 * time.Second
+}
+
+// flooded reports whether sources that the rules name have filled the slots.
+func (s *slots) flooded() bool {
+	return slices.ContainsFunc(s.past, func(e episode) bool { return e.kind == FullFew })
+}
