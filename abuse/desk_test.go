@@ -804,7 +804,7 @@ func TestLogFails(t *testing.T) {
 	if _, ps := parts(t, msg); !strings.Contains(flat(ps[0].text), "opened 230 TCP connections") {
 		t.Errorf("%s", ps[0].text)
 	}
-	if len(must(filepath.Glob(filepath.Join(b.config.Dir, ".new-*")))) != 0 {
+	if len(must(filepath.Glob(filepath.Join(b.config.Dir, tempName)))) != 0 {
 		t.Error("temporary files stay")
 	}
 }

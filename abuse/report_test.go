@@ -1004,10 +1004,10 @@ func TestSparedLeaveNothing(t *testing.T) {
 			if n := countArchive(t, b, c); n != want.Connections || c.Mails[0].Archive.Lines != want.Lines {
 				t.Errorf("the archive has %d connections in %d lines, want %d in %d", n, c.Mails[0].Archive.Lines, want.Connections, want.Lines)
 			}
+			if left := must(filepath.Glob(filepath.Join(b.config.Dir, tempName))); len(left) != 0 {
+				t.Errorf("%v stay", left)
+			}
 		})
-	}
-	if left := must(filepath.Glob(filepath.Join(t.TempDir(), "*"))); len(left) != 0 {
-		t.Errorf("%v stay", left)
 	}
 }
 
@@ -1103,8 +1103,8 @@ func TestFollowUpCountsAnew(t *testing.T) {
 // speaks of what is in it.
 func TestXARFFallback(t *testing.T) {
 	l := newFloodLog()
-	for range 120 {
-		l.line("SMTP connection from [198.51.100.23] (TCP/IP connection count = 1)")
+	for i := range 120 {
+		l.line("SMTP connection from [198.51.100.%d] (TCP/IP connection count = 1)", i%3)
 	}
 	c := testConfig(t)
 	c.Format = XARF
@@ -1116,11 +1116,7 @@ func TestXARFFallback(t *testing.T) {
 	if named(t, ps, "sources.csv") == "" || named(t, ps, "evidence.txt") == "" {
 		t.Error("the files are not there")
 	}
-	if strings.Contains(ps[0].text, "xarf.json") || !strings.Contains(flat(ps[0].text), "in evidence.txt") && strings.Contains(named(t, ps, "evidence.txt"), "\n\n") {
-		t.Errorf("%s", ps[0].text)
-	}
-	m := Mail{Format: XARF, Without: "no port"}
-	if listed(&m) == "" || !m.attaches() {
-		t.Error("the text does not name the files")
+	if strings.Contains(ps[0].text, "xarf.json") || !strings.Contains(ps[0].text, "sources.csv") {
+		t.Errorf("the text names other files than there are:\n%s", ps[0].text)
 	}
 }
