@@ -183,6 +183,51 @@ func TestProperSenders(t *testing.T) {
 	}
 }
 
+// TestShortFlood: a flood that was ended within a second, too short for
+// the rules on a log with times of whole seconds; and the same by senders whose
+// mail was accepted before.
+func TestShortFlood(t *testing.T) {
+	at := time.Date(2026, 11, 22, 10, 0, 0, 0, time.UTC)
+	for _, c := range []struct {
+		known bool
+		addr  func(i int) string
+		want  string
+	}{
+		{false, func(int) string { return "198.51.100.7" }, "slots-full-few-sources likely 1/0 198.51.100.7/32"},
+		{false, func(i int) string { return fmt.Sprintf("198.51.100.%d", 1+i%20) }, "slots-full-few-sources likely 1/0 198.51.100.0/24"},
+		{true, func(i int) string { return fmt.Sprintf("198.51.100.%d", 1+i%20) }, "slots-full-proper-senders certain 1/0"},
+		{false, func(i int) string { return fmt.Sprintf("198.51.%d.7", i%50) }, "slots-full-many-strangers likely 1/0"},
+	} {
+		var b bytes.Buffer
+		say := func(sec int, format string, args ...any) {
+			fmt.Fprintf(&b, at.Add(time.Duration(sec)*time.Second).Format(time.DateTime)+" "+format+"\n", args...)
+		}
+		if c.known {
+			for i := range 20 {
+				say(i-600, "1xVDR5-0003Hr-1R <= a@b.example H=x.example [%s]:%d P=esmtp S=311", c.addr(i), 900+i)
+			}
+		}
+		for i := range 50 {
+			say(0, "SMTP connection from [%s]:%d (TCP/IP connection count = %d)", c.addr(i), 2000+i, i+1)
+		}
+		for sec := range 2 {
+			say(sec, "Connection from [192.0.2.%d]:3000 refused: too many connections", sec)
+		}
+		d := newDiagnosis(t, 50)
+		if err := d.Read(t.Context(), &b, at); err != nil {
+			t.Fatal(err)
+		}
+		r := d.Report()
+		got := summary(r)
+		if len(r.Findings) > 0 && len(r.Findings[0].Sources) > 0 && r.Findings[0].Sources[0].Why != "" {
+			got += " " + r.Findings[0].Sources[0].Prefix.String()
+		}
+		if got != c.want {
+			t.Errorf("got %q, want %q", got, c.want)
+		}
+	}
+}
+
 func TestWindow(t *testing.T) {
 	b, err := os.ReadFile("../testdata/corpus/h-one-ip-hold.log")
 	if err != nil {

@@ -2,6 +2,7 @@ package diagnose
 
 import (
 	"cmp"
+	"fmt"
 	"math"
 	"math/bits"
 	"net/netip"
@@ -48,7 +49,8 @@ type episode struct {
 	turned  int      // distinct addresses that were refused
 	sources int      // distinct addresses that held slots
 	top     []Source // those with the largest shares
-	blame   float64  // share of those that the rules name
+	blame   float64  // share of those that are named as the cause
+	ruled   bool     // a rule names one of them
 	good    float64  // share of senders of accepted mail
 }
 
@@ -201,10 +203,14 @@ func (s *slots) finish() {
 	}
 	e.sources, e.turned = len(e.held), len(e.victims)
 	if e.total > 0 {
+		good := make(map[netip.Addr]bool)
 		for g := range s.det.KnownGood() {
-			e.good += e.held[g.Addr] / e.total
+			if sec, ok := e.held[g.Addr]; ok {
+				good[g.Addr] = true
+				e.good += sec / e.total
+			}
 		}
-		s.blame(e)
+		s.blame(e, good)
 	}
 	switch {
 	case e.refused == 0 && e.blame < manyShare:
@@ -223,8 +229,8 @@ func (s *slots) finish() {
 }
 
 const (
-	// fewShare of the slots in the hands of sources that the rules name make
-	// them the cause: without them the others have room.
+	// fewShare of the slots in the hands of sources that are named makes them
+	// the cause: without them the others have room.
 	fewShare = 0.25
 	// manyShare of the slots in the hands of senders of accepted mail make
 	// the lack of slots the cause.
@@ -235,31 +241,76 @@ const (
 	maxTop     = 8
 )
 
-// blame fills in who held the slots: networks that the rules name as one
-// source, else addresses.
-func (s *slots) blame(e *episode) {
-	type named struct {
-		seconds float64
-		members int
+// A source that the rules do not name, because it held slots for too short a
+// time or because the log's times are coarse, is named all the same if it held
+// such a share of them and sent no mail; a network, with so many addresses.
+const (
+	strangerShare    = 0.15
+	strangerNetShare = 0.25
+	strangerNetSize  = 5
+)
+
+// group is a source as it is shown.
+type group struct {
+	seconds float64
+	members int
+	good    bool // a sender of accepted mail is in it
+	why     string
+}
+
+// blame fills in who held the slots: sources that the rules name, strangers
+// with a large share, and other addresses.
+func (s *slots) blame(e *episode, good map[netip.Addr]bool) {
+	by, nets := make(map[netip.Prefix]*group), make(map[netip.Prefix]*group)
+	add := func(m map[netip.Prefix]*group, p netip.Prefix, sec float64, isGood bool) *group {
+		g := m[p]
+		if g == nil {
+			g = &group{}
+			m[p] = g
+		}
+		g.seconds, g.members, g.good = g.seconds+sec, g.members+1, g.good || isGood
+		return g
 	}
-	by := make(map[netip.Prefix]named)
-	for a, sec := range e.held {
-		p := netip.PrefixFrom(a, a.BitLen())
-		found := false
+	net := func(a netip.Addr) netip.Prefix {
+		p, _ := a.Prefix(map[bool]int{true: 24, false: 64}[a.Is4()])
+		return p
+	}
+	named := func(a netip.Addr) (p netip.Prefix, ok bool) {
 		for bits := a.BitLen(); bits >= 8; bits-- { // the widest that has a verdict
 			wide, _ := a.Prefix(bits)
-			if v, ok := s.verdicts[wide]; ok && v.at.After(e.first.Add(-verdictFor)) {
-				p, found = wide, true
+			if v, has := s.verdicts[wide]; has && v.at.After(e.first.Add(-verdictFor)) {
+				p, ok = wide, true
 			}
 		}
-		n := by[p]
-		by[p] = named{n.seconds + sec, n.members + 1}
-		if found {
-			e.blame += sec / e.total
+		return p, ok
+	}
+	rest := make(map[netip.Addr]float64)
+	for a, sec := range e.held {
+		if p, ok := named(a); ok {
+			add(by, p, sec, good[a]).why = s.verdicts[p].sentence
+			continue
+		}
+		rest[a] = sec
+		add(nets, net(a), sec, good[a])
+	}
+	for a, sec := range rest {
+		if n := nets[net(a)]; !n.good && n.members >= strangerNetSize && n.seconds >= strangerNetShare*e.total {
+			g := add(by, net(a), sec, false)
+			g.why = fmt.Sprintf("%s (%d addresses) held %.0f %% of the slots while they were full, and sent no mail", net(a), n.members, 100*n.seconds/e.total)
+			continue
+		}
+		g := add(by, netip.PrefixFrom(a, a.BitLen()), sec, good[a])
+		if !good[a] && sec >= strangerShare*e.total {
+			g.why = fmt.Sprintf("%s held %.0f %% of the slots while they were full, and sent no mail", a, 100*sec/e.total)
 		}
 	}
-	for p, n := range by {
-		e.top = append(e.top, Source{Prefix: p, Share: n.seconds / e.total, Addresses: n.members, Why: s.verdicts[p].sentence})
+	for p, g := range by {
+		e.top = append(e.top, Source{Prefix: p, Share: g.seconds / e.total, Addresses: g.members, Why: g.why})
+		if g.why != "" {
+			e.blame += g.seconds / e.total
+		}
+		_, ruled := s.verdicts[p]
+		e.ruled = e.ruled || ruled && g.why != ""
 	}
 	slices.SortFunc(e.top, func(a, b Source) int {
 		return cmp.Or(cmp.Compare(min(1, len(b.Why)), min(1, len(a.Why))), cmp.Compare(b.Share, a.Share), a.Prefix.Compare(b.Prefix))

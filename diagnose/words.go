@@ -137,12 +137,16 @@ func (d *Diagnosis) slotWords(f *Finding, why func(string, ...any), do func(...s
 		sum.peak, sum.capacity = max(sum.peak, e.peak), max(sum.capacity, e.capacity)
 		sum.blame, sum.good = max(sum.blame, e.blame), max(sum.good, e.good)
 		sum.full += e.full
+		sum.ruled = sum.ruled || e.ruled
 		long = max(long, e.last.Sub(e.first))
 	}
 	const notMore = "Do not raise smtp_accept_max for it, and do not restart Exim: who took all slots takes the new ones too."
 	f.Confidence = Certain
 	switch f.Kind {
 	case FullFew:
+		if !sum.ruled {
+			f.Confidence = Likely
+		}
 		names := ""
 		var prefixes []string
 		share := 0.0

@@ -21,7 +21,7 @@ const monitorLog = "/var/log/chkservd.log"
 func (e *env) diagnoseCommand() *cli.Command {
 	return &cli.Command{
 		Name: "diagnose", Usage: "why does Exim seem to go up and down?", ArgsUsage: "[FILE...]",
-		Description: "Reads Exim's log (the one that it writes now, if no FILE is named), cPanel's /var/log/chkservd.log, and mails of cPanel's monitor, in any order, plain or compressed, and says what it was: a flood, too few slots, load, a health check whose own login is wrong, ... Exit status 3: nothing is found.",
+		Description: "Reads Exim's log, cPanel's /var/log/chkservd.log (if no FILE is named: those of this machine, with what was rotated within a day), and mails of cPanel's monitor, in any order, plain or compressed, and says what it was: a flood, too few slots, load, a health check whose own login is wrong, ... Exit status 3: nothing is found.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "since", Usage: "look at what came after `TIME`: \"2006-01-02 15:04\", RFC 3339, or how long ago, as 6h"},
 			&cli.StringFlag{Name: "until", Usage: "look at what came before `TIME`"},
@@ -46,25 +46,6 @@ func (e *env) diagnose(c *cli.Context) error {
 	if c.IsSet("capacity") && capacity < 1 {
 		return &usageError{"--capacity: want 1 or more"}
 	}
-	loc, names := p.Location(), c.Args().Slice()
-	if len(names) == 0 {
-		mta, mtaErr := exim.ReadConfig(c.Context)
-		if names, err = findLogs(p, mta, mtaErr); err != nil {
-			return err
-		}
-		if _, err := os.Stat(monitorLog); err == nil {
-			names = append(names, monitorLog)
-		}
-		if loc == nil {
-			loc = zoneOf(mta, mtaErr)
-		}
-		if mtaErr == nil && p.Capacity == 0 && capacity == 0 {
-			capacity = mta.AcceptMax
-		}
-	}
-	if loc == nil {
-		loc = time.Local
-	}
 	since, err := moment(c, "since")
 	if err != nil {
 		return err
@@ -75,6 +56,42 @@ func (e *env) diagnose(c *cli.Context) error {
 	}
 	if !since.IsZero() && !until.IsZero() && !since.Before(until) {
 		return &usageError{"--since: is not before --until"}
+	}
+	loc, names := p.Location(), c.Args().Slice()
+	if len(names) == 0 {
+		mta, mtaErr := exim.ReadConfig(c.Context)
+		logs, err := findLogs(p, mta, mtaErr)
+		if err != nil {
+			return err
+		}
+		from := since // a rotation an hour ago must not hide the night
+		if from.IsZero() {
+			from = time.Now().Add(-24 * time.Hour)
+		}
+		for _, l := range logs {
+			names = append(names, generations(l, from)...)
+		}
+		if len(names) == 0 {
+			return withHint(fmt.Errorf("the log %s is not there", strings.Join(logs, ", ")), "name it: `smtpguard diagnose FILE...`")
+		}
+		for _, m := range generations(monitorLog, from) {
+			f, err := os.Open(m)
+			if err != nil {
+				fmt.Fprintf(e.stderr, "smtpguard: what the panel wrote is left out: %v\n", err)
+				continue
+			}
+			f.Close()
+			names = append(names, m)
+		}
+		if loc == nil {
+			loc = zoneOf(mta, mtaErr)
+		}
+		if mtaErr == nil && p.Capacity == 0 && capacity == 0 {
+			capacity = mta.AcceptMax
+		}
+	}
+	if loc == nil {
+		loc = time.Local
 	}
 	replay, err := guard.NewReplay(p, capacity) // for its detector: the policy's rules
 	if err != nil {
