@@ -372,3 +372,40 @@ func TestAnyOrderOfChecks(t *testing.T) {
 		}
 	}
 }
+
+// TestExplain: a failed check belongs to a finding that is near in time and
+// fits what the check was answered.
+func TestExplain(t *testing.T) {
+	at := time.Date(2026, 11, 22, 10, 0, 0, 0, time.UTC)
+	for _, c := range []struct {
+		check check
+		want  int
+	}{
+		{check{at: at.Add(5 * time.Minute), why: checkFull}, 1},
+		{check{at: at.Add(-5 * time.Minute), why: checkSilent}, 1},
+		{check{at: at.Add(5 * time.Minute)}, 1}, // a mail without a transcript
+		{check{why: checkFull}, 1},              // without a time
+		{check{at: at.Add(20 * time.Minute), why: checkFull}, 0},
+		{check{at: at, why: checkLogin}, 0},
+	} {
+		found := []Finding{{Kind: FullFew, weight: 100, reasons: []reason{checkFull, checkSilent}, all: []Span{{at, at}}}}
+		if rest := explain(found, []check{c.check}); found[0].Explains != c.want || len(rest) != 1-c.want {
+			t.Errorf("%+v: explained %d times, %d left", c.check, found[0].Explains, len(rest))
+		}
+	}
+}
+
+// TestReloads: reading the configuration again is no restart.
+func TestReloads(t *testing.T) {
+	var b bytes.Buffer
+	for i := range 20 {
+		fmt.Fprintf(&b, "2026-11-22 10:%02d:00 pid 812: SIGHUP received: re-exec daemon\n", i)
+	}
+	d := newDiagnosis(t, 100)
+	if err := d.Read(t.Context(), &b, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if r := d.Report(); len(r.Findings) != 0 || r.Starts != 20 {
+		t.Errorf("%d starts: %s", r.Starts, summary(r))
+	}
+}

@@ -220,7 +220,7 @@ func (d *Diagnosis) slotWords(f *Finding, why func(string, ...any), do func(...s
 		f.Confidence = Likely
 		f.Title = fmt.Sprintf("The slots were nearly all taken (%d of %d), but nobody was turned away", sum.peak, sum.capacity)
 		why("at least nine of ten slots were taken %s, for %s in all", times(f.Times), short(sum.full))
-		do(fmt.Sprintf("Not the reason of a failing check, but of the next: consider `smtp_accept_max = %d`.", roundUp(max(sum.peak, sum.capacity)*5/4)))
+		do(fmt.Sprintf("Not the reason of a failing check, but of the next: consider `smtp_accept_max = %d`.", roundUp(max(sum.peak, sum.capacity))))
 		return
 	}
 	if sum.refused > 0 {
