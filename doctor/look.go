@@ -30,8 +30,9 @@ type Options struct {
 	PolicyErr  error
 	// FindLogs finds the logs of a policy as the daemon does.
 	FindLogs func(*policy.Policy, exim.Config, error) ([]string, error)
-	// Advice is what keeps abuse reports from being good.
-	Advice []string
+	// Advice is what keeps abuse reports from being good, with the mail server
+	// set so, or with one that could not be asked; nil: nothing does.
+	Advice func(exim.Config, error) []string
 	// SSHConnection is the value of $SSH_CONNECTION.
 	SSHConnection string
 	// Root is where the file system begins: "" is /. Other firewalls and
@@ -51,7 +52,7 @@ var eximSettings = []string{"smtp_accept_reserve", "smtp_reserve_hosts", "smtp_l
 // Look gathers what can be found out on this machine. It changes nothing and
 // fails at nothing: what could not be looked at is in the facts.
 func Look(ctx context.Context, o Options) *Facts {
-	f := &Facts{Now: time.Now(), Root: os.Geteuid() == 0, Policy: o.Policy, PolicyPath: o.PolicyPath, PolicyErr: o.PolicyErr, Advice: o.Advice}
+	f := &Facts{Now: time.Now(), Root: os.Geteuid() == 0, Policy: o.Policy, PolicyPath: o.PolicyPath, PolicyErr: o.PolicyErr}
 	if f.Policy == nil {
 		f.Policy = policy.Default()
 	}
@@ -60,6 +61,9 @@ func Look(ctx context.Context, o Options) *Facts {
 	f.Exim, f.EximErr = exim.ReadConfig(ctx)
 	if f.EximErr == nil {
 		f.Settings, _ = exim.Settings(ctx, f.Exim.Path, eximSettings...)
+	}
+	if o.Advice != nil {
+		f.Advice = o.Advice(f.Exim, f.EximErr)
 	}
 	f.lookDaemon(ctx)
 	f.lookStore()

@@ -9,6 +9,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/smtpguard/smtpguard/abuse"
 	"github.com/smtpguard/smtpguard/detector/exim"
 	"github.com/smtpguard/smtpguard/doctor"
 	"github.com/smtpguard/smtpguard/policy"
@@ -52,9 +53,14 @@ func (e *env) doctor(c *cli.Context) error {
 			o.Policy.Store.Path = s
 		}
 	} else if rc, err := reportsConfig(o.Policy); err != nil {
-		o.Advice = []string{err.Error()}
+		o.Advice = func(exim.Config, error) []string { return []string{err.Error()} }
 	} else {
-		o.Advice = rc.Advice()
+		o.Advice = func(mta exim.Config, mtaErr error) []string {
+			if mtaErr == nil {
+				rc.Log = &abuse.LogHolds{Ports: mta.IncomingPort, Zone: mta.LogTimezone}
+			}
+			return rc.Advice()
+		}
 	}
 	r := doctor.Examine(doctor.Look(c.Context, o))
 	if c.Bool("json") {
