@@ -12,16 +12,17 @@ const module = "github.com/smtpguard/smtpguard/"
 // other. A new arrow belongs here with its reason, or not in the code.
 func TestImports(t *testing.T) {
 	ours := map[string]string{
-		"tail":          "",                                            // a follower of files; knows no Exim
-		"sockets":       "",                                            // the kernel's table; knows no verdict
-		"firewall":      "",                                            // prefixes and times; knows no reason for them
-		"detector":      "",                                            // arithmetic on events: no clock, no file
-		"detector/exim": "detector",                                    // Exim is known here and in cmd only
-		"policy":        "detector .",                                  // YAML is known here only; . embeds the shipped file
-		"store":         "detector tail",                               // what it keeps
-		"guard":         "detector firewall policy sockets store tail", // decides; never parses a log line itself
-		"abuse":         "detector",                                    // tells of verdicts; knows no store, no policy, no guard
-		"control":       "abuse guard store",                           // the answers are guard's and abuse's own types
+		"tail":          "",                                                  // a follower of files; knows no Exim
+		"sockets":       "",                                                  // the kernel's table; knows no verdict
+		"firewall":      "",                                                  // prefixes and times; knows no reason for them
+		"detector":      "",                                                  // arithmetic on events: no clock, no file
+		"detector/exim": "detector",                                          // Exim is known here and in cmd only
+		"allow":         "",                                                  // asks the DNS about names; knows nobody
+		"policy":        "allow detector .",                                  // YAML is known here only; . embeds the shipped file
+		"store":         "detector tail",                                     // what it keeps
+		"guard":         "allow detector firewall policy sockets store tail", // decides; never parses a log line itself
+		"abuse":         "detector",                                          // tells of verdicts; knows no store, no policy, no guard
+		"control":       "abuse guard store",                                 // the answers are guard's and abuse's own types
 	}
 	foreign := map[string]string{ // import path -> the one package that may
 		"github.com/google/nftables":    "firewall",

@@ -7,6 +7,8 @@ import (
 	"slices"
 
 	"github.com/gaissmai/bart"
+
+	"github.com/smtpguard/smtpguard/allow"
 )
 
 // AllowEntry is a prefix that is never blocked, and why.
@@ -20,6 +22,15 @@ type AllowEntry struct {
 	Note string `json:"note,omitempty"`
 
 	fromFile bool // read from one of Policy.AllowFiles
+}
+
+// AllowName is a name whose addresses are never blocked. Reading a policy
+// does not look it up.
+type AllowName struct {
+	Name      allow.Name `json:"name"`
+	Why, Note string     // as in AllowEntry
+
+	fromFile bool
 }
 
 // Allowlist is a set of prefixes that are never blocked. It is immutable and
