@@ -5,7 +5,6 @@
 package allow
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -79,6 +78,3 @@ func hostname(s string) (string, error) {
 	}
 	return bare, nil
 }
-
-// ErrNothing: the name exists or not, but no address came of it.
-var ErrNothing = errors.New("no address came of it")

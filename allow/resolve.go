@@ -34,6 +34,9 @@ const (
 	maxNotes = 20
 )
 
+// ErrNothing: the DNS answered, and no address came of it.
+var ErrNothing = errors.New("no address came of it")
+
 // Answer is what a name stands for.
 type Answer struct {
 	// Prefixes are masked, sorted, distinct and not IPv4-mapped.
@@ -110,25 +113,20 @@ func (c *collector) add(p netip.Prefix, from string) {
 		c.note("more than %d prefixes: the rest is left out", MaxPrefixes)
 		return
 	}
-	limit, sum, most := widest6, &c.sum6, uint64(most6)
+	four, six := weight(p)
+	limit, all := widest6, c.sum6+six > most6
 	if p.Addr().Is4() {
-		limit, sum, most = widest4, &c.sum4, most4
+		limit, all = widest4, c.sum4+four > most4
 	}
-	if p.Bits() < limit {
+	switch {
+	case p.Bits() < limit:
 		c.note("%s: %s is wider than /%d and is left out", from, p, limit)
 		return
-	}
-	size := uint64(1)
-	if p.Addr().Is4() {
-		size = 1 << (32 - p.Bits())
-	} else if p.Bits() < 64 {
-		size = 1 << (64 - p.Bits())
-	}
-	if *sum+size > most {
+	case all:
 		c.note("%s: with %s it would be more than a /%d in all: left out", from, p, limit)
 		return
 	}
-	*sum += size
+	c.sum4, c.sum6 = c.sum4+four, c.sum6+six
 	c.found = append(c.found, p)
 }
 

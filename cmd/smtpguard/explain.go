@@ -69,6 +69,9 @@ func (e *env) explain(c *cli.Context) error {
 		row("  allowed", "%s is never blocked: %s", x.Allowed.Prefix, x.Allowed.Why)
 	}
 	w.Flush()
+	if x.Stopped != nil {
+		fmt.Fprintf(e.stdout, "  no rule blocks anybody until %s: %s; `smtpguard resume` ends that\n", clock(x.Stopped.Until), x.Stopped.Why)
+	}
 	e.showScores(x.Now)
 	if x.Held >= 0 {
 		fmt.Fprintf(e.stdout, "  the kernel's socket table shows %s\n", count(x.Held, "connection that holds a slot", "connections that hold slots"))

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -84,7 +85,9 @@ func (e *env) guard(c *cli.Context) (control.Guard, error) {
 	if err != nil {
 		return nil, err
 	}
-	o := guard.Options{Policy: p, Store: st, OpenFirewall: openFirewall(p, st, nil), Version: programVersion()}
+	var enforce atomic.Bool
+	enforce.Store(p.Mode == policy.Enforce)
+	o := guard.Options{Policy: p, Store: st, OpenFirewall: openFirewall(p, &enforce, st, nil), Version: programVersion()}
 	if p.Mode == policy.Enforce && p.Confirm == policy.ConfirmSockets {
 		if t, err := sockets.Open(sockets.Options{}); err == nil {
 			o.Sockets = t
@@ -103,13 +106,14 @@ func (e *env) guard(c *cli.Context) (control.Guard, error) {
 }
 
 // openFirewall returns what opens the packet filter of the policy and tells
-// why it is this one. In observe mode it is one that drops nothing, unless
+// why it is this one. enforce is whether the mode is enforce, which a reload
+// can change. In observe mode it is one that drops nothing, unless
 // blocks of an earlier enforce mode are still in force: those stay until they
 // end or are lifted.
-func openFirewall(p *policy.Policy, st *store.Store, tell func(why string)) func(context.Context, []netip.Prefix, int) (firewall.Firewall, error) {
+func openFirewall(p *policy.Policy, enforce *atomic.Bool, st *store.Store, tell func(why string)) func(context.Context, []netip.Prefix, int) (firewall.Firewall, error) {
 	return func(ctx context.Context, allow []netip.Prefix, entries int) (firewall.Firewall, error) {
 		name, why := string(p.Firewall.Backend), ""
-		if p.Mode != policy.Enforce {
+		if !enforce.Load() {
 			old, err := st.InForce(time.Now())
 			if err != nil {
 				return nil, err
