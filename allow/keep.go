@@ -53,7 +53,9 @@ func (k *Kept) Merge(a Answer, err error, now time.Time) (changed bool) {
 		}
 	}
 	n := len(k.Prefixes)
-	k.Prefixes = slices.DeleteFunc(k.Prefixes, func(e KeptPrefix) bool { return !e.Left.IsZero() && now.Sub(e.Left) >= Grace })
+	if err == nil {
+		k.Prefixes = slices.DeleteFunc(k.Prefixes, func(e KeptPrefix) bool { return !e.Left.IsZero() && now.Sub(e.Left) >= Grace })
+	}
 	k.bound()
 	return changed || len(k.Prefixes) != n
 }

@@ -52,6 +52,7 @@ func TestMerge(t *testing.T) {
 		// A whole one has b no more: it stays for seven days.
 		{723 * time.Hour, prefixes(a, c), nil, false, a + ", " + b + " left at 723h0m0s, " + c},
 		{890 * time.Hour, prefixes(a, c), nil, false, a + ", " + b + " left at 723h0m0s, " + c},
+		{891 * time.Hour, Answer{}, ErrNothing, false, a + ", " + b + " left at 723h0m0s, " + c},
 		{891 * time.Hour, prefixes(a, c), nil, true, a + ", " + c},
 		{892 * time.Hour, prefixes(c), nil, false, a + " left at 892h0m0s, " + c},
 		{893 * time.Hour, prefixes(a, c), nil, false, a + ", " + c},

@@ -131,6 +131,9 @@ func (w *world) start() {
 	}
 }
 
+// dns lets z answer for the names of the allowlist; before run.
+func (w *world) dns(z *zone) { w.g.o.DNS = z }
+
 // run starts the guard and returns what stops it.
 func (w *world) run() (stop func()) {
 	ctx, cancel := context.WithCancel(w.t.Context())
