@@ -93,11 +93,26 @@ type world struct {
 	policy *policy.Policy
 	path   string
 	passes [][]netip.Prefix // what the packet filter was opened with
+
+	ownMu sync.Mutex
+	own   []Exempt // this machine's addresses
+	news  chan struct{}
+}
+
+// takeOn makes these this machine's addresses beside 192.0.2.1.
+func (w *world) takeOn(own ...Exempt) {
+	w.ownMu.Lock()
+	w.own = own
+	w.ownMu.Unlock()
+	select {
+	case w.news <- struct{}{}:
+	default:
+	}
 }
 
 func newWorld(t *testing.T, change func(*policy.Policy)) *world {
 	t.Helper()
-	w := &world{t: t, k: &kernel{}, policy: policy.Default(), path: filepath.Join(t.TempDir(), "s.db")}
+	w := &world{t: t, news: make(chan struct{}, 1), k: &kernel{}, policy: policy.Default(), path: filepath.Join(t.TempDir(), "s.db")}
 	w.policy.Mode = policy.Enforce
 	if change != nil {
 		change(w.policy)
@@ -121,7 +136,19 @@ func (w *world) start() {
 			return w.fw, nil
 		},
 		Self: func(context.Context) ([]Exempt, error) {
-			return []Exempt{{netip.MustParsePrefix("192.0.2.1/32"), "an address of this machine"}}, nil
+			w.ownMu.Lock()
+			defer w.ownMu.Unlock()
+			return append([]Exempt{{netip.MustParsePrefix("192.0.2.1/32"), "an address of this machine"}}, w.own...), nil
+		},
+		WatchSelf: func(ctx context.Context, changed func()) error {
+			for {
+				select {
+				case <-ctx.Done():
+					return ctx.Err()
+				case <-w.news:
+					changed()
+				}
+			}
 		}}
 	if w.policy.Confirm == policy.ConfirmSockets {
 		o.Sockets = w.k

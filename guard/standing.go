@@ -76,7 +76,7 @@ func inStanding(g detector.GoodSender, t time.Time) bool {
 
 // admits refuses the block that would hit too many, and stops all others.
 func (s *standing) admits(v *detector.Verdict, det *detector.Detector, share float64, now time.Time) *Refusal {
-	if v.KnownGood == 0 || share >= 1 {
+	if share >= 1 {
 		return nil
 	}
 	s.hits = slices.DeleteFunc(s.hits, func(h hit) bool { return now.Sub(h.at) >= standingWindow })
