@@ -244,3 +244,22 @@ func FuzzSPF(f *testing.F) {
 		}
 	})
 }
+
+// What Parse takes is a name in the one form that it has.
+func FuzzParse(f *testing.F) {
+	for _, s := range []string{"dns:mail.example.org", "SPF:Example.Org.", "dns:a..b", "spf:%{i}.x", "dns:1.2.3.4", "dns:\u212a.org"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		n, err := Parse(s)
+		if err != nil {
+			if len(err.Error()) > 500 || strings.ContainsFunc(err.Error(), func(r rune) bool { return r < ' ' || r > '~' }) {
+				t.Fatalf("%q", err)
+			}
+			return
+		}
+		if again, err := Parse(string(n)); err != nil || again != n || n.Kind() != DNS && n.Kind() != SPF || len(n) > 260 {
+			t.Fatalf("%q becomes %q, then %q, %v", s, n, again, err)
+		}
+	})
+}

@@ -39,6 +39,7 @@ type named struct {
 	notes   []string
 	err     string // of the last look; "": there was none, or it was whole
 	checked time.Time
+	saved   time.Time // when kept was written down
 	due     time.Time
 	pause   time.Duration
 	busy    bool
@@ -168,7 +169,8 @@ func (g *Guard) answered(ctx context.Context, l lookedUp, now time.Time) {
 	if !notes && len(n.notes) > 0 {
 		g.log.Warn("not all of what a name of the allowlist says can be allowed", "name", string(n.name), "left_out", n.notes)
 	}
-	if changed || l.err == nil {
+	if changed || l.err == nil && now.Sub(n.saved) >= time.Hour {
+		n.saved = now
 		v, err := json.Marshal(n.kept)
 		if err == nil {
 			err = g.o.Store.SetRecord(kindAllowAnswer, string(n.name), v)

@@ -132,7 +132,10 @@ func (g *Guard) liftAllowed(ctx context.Context) ([]store.Block, error) {
 	}
 	err := g.lift(ctx, out, now)
 	if err != nil {
+		// Whoever must not be blocked is not, whatever the disk says: a restart
+		// finds the blocks again, and lifts them before it does anything else.
 		g.fault("lifting blocks of what is allowed", err)
+		g.letGo(ctx, out)
 		return nil, err
 	}
 	return out, nil

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/mdlayher/netlink"
@@ -165,4 +166,31 @@ func TestWatchEnds(t *testing.T) {
 	if err := (selfConfig{netNS: -1}).watch(t.Context(), func() {}); err == nil || errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
+}
+
+// The store cannot be written when this machine takes an address on: the block
+// is out of the packet filter all the same.
+func TestOwnAddressWithoutStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- w.g.Run(ctx) }()
+		synctest.Wait()
+		w.block("198.51.100.0/24", time.Hour)
+		w.block("203.0.113.0/24", time.Hour)
+		if err := w.st.Close(); err != nil {
+			t.Fatal(err)
+		}
+		w.takeOn(Exempt{netip.MustParsePrefix("203.0.113.7/32"), "an address of this machine"})
+		time.Sleep(time.Second)
+		w.want("198.51.100.0/24")
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		w.start()
+		defer w.run()()
+		w.want("198.51.100.0/24")
+	})
 }
