@@ -118,6 +118,9 @@ func (g *gate) admitsVerdict(v *detector.Verdict, det *detector.Detector, now ti
 	if r != nil {
 		return nil, r
 	}
+	if r := g.withoutAllowed(v, det, parts); r != nil {
+		return nil, r
+	}
 	if r := g.standing.stoppedAt(v.Source, now); r != nil {
 		return nil, r
 	}
@@ -135,4 +138,32 @@ func (g *gate) admitsVerdict(v *detector.Verdict, det *detector.Detector, now ti
 	}
 	g.perMinute = append(g.perMinute, now)
 	return parts, nil
+}
+
+// withoutAllowed refuses to block the rest of a net for what those did who are
+// allowed in it: their share of its slots, or of the connections it opened,
+// is taken off the score, and what is left must be over the threshold too.
+func (g *gate) withoutAllowed(v *detector.Verdict, det *detector.Detector, parts []netip.Prefix) *Refusal {
+	if len(parts) == 1 && parts[0] == v.Source {
+		return nil
+	}
+	of := func(x detector.Explanation) int {
+		if v.Metric == detector.Opens {
+			return x.Opens
+		}
+		return x.Held
+	}
+	rest := 0
+	for _, p := range parts {
+		rest += of(det.Explain(p))
+	}
+	if all := of(det.Explain(v.Source)); all > 0 && v.Score*float64(rest)/float64(all) >= v.Threshold {
+		return nil
+	}
+	r := g.passes(v.Source)
+	if r == nil {
+		return nil
+	}
+	r.Why += "; what the others in it do is below the threshold"
+	return r
 }

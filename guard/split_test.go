@@ -26,7 +26,7 @@ func TestSplit(t *testing.T) {
 		for _, a := range []string{"203.0.113.2", "203.0.113.7", "203.0.113.9", "203.0.113.77", "203.0.113.78", "203.0.113.200", "203.0.113.201"} {
 			w.k.open(a, 13) // of 100: each is below what is a hog
 		}
-		time.Sleep(20 * time.Second)
+		time.Sleep(40 * time.Second)
 		w.want(around7)
 		if n := w.k.left(); n != 13 {
 			t.Errorf("%d connections are left, want those of the allowed one", n)
@@ -49,8 +49,8 @@ func TestSplit(t *testing.T) {
 		// What is left of a net that is blocked in parts already is nothing new.
 		time.Sleep(time.Minute)
 		w.want(around7)
-		if s, _ := w.g.Status(ctx); s.Counters.Blocked != 8 || s.Counters.Refused > 0 {
-			t.Errorf("%+v", s.Counters)
+		if again, _ := w.g.Status(ctx); again.Counters.Blocked != 8 || again.Counters.Refused != s.Counters.Refused {
+			t.Errorf("%+v", again.Counters)
 		}
 
 		// It stays so through a restart, and is lifted by its name.
@@ -66,6 +66,40 @@ func TestSplit(t *testing.T) {
 		}
 		w.want("")
 	})
+}
+
+// The neighbours of somebody who is allowed are not blocked for what he does.
+func TestSplitSparesNeighbours(t *testing.T) {
+	for name, c := range map[string]struct {
+		allowed, each int // slots
+		want          string
+	}{
+		"his slots":   {9, 2, ""},
+		"their slots": {4, 5, around7},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, func(p *policy.Policy) {
+					p.Allow = []policy.AllowEntry{{Prefix: netip.MustParsePrefix("203.0.113.7/32"), Why: "policy.yaml:3:4"}}
+				})
+				defer w.run()()
+				w.k.open("203.0.113.7", c.allowed)
+				left := 100 - c.allowed
+				for _, a := range []string{"203.0.113.2", "203.0.113.9", "203.0.113.77", "203.0.113.200"} {
+					w.k.open(a, c.each)
+					left -= c.each
+				}
+				for i := range left {
+					w.k.open(netip.AddrFrom4([4]byte{198, 51, byte(i), 1}).String(), 1)
+				}
+				time.Sleep(45 * time.Second)
+				w.want(c.want)
+				if s, err := w.g.Status(t.Context()); err != nil || s.Counters.Refused == 0 {
+					t.Errorf("%+v, %v", s.Counters, err) // at the threshold, with his slots
+				}
+			})
+		})
+	}
 }
 
 func TestSplitByHand(t *testing.T) {
