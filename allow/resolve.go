@@ -58,7 +58,7 @@ func Resolve(ctx context.Context, dns Resolver, n Name) (Answer, error) {
 	case SPF:
 		c.flatten(ctx, n.Domain())
 	default:
-		return Answer{}, fmt.Errorf("%s is neither dns: nor spf:", show(string(n)))
+		return Answer{}, fmt.Errorf("%s is not dns:NAME or spf:DOMAIN", show(string(n)))
 	}
 	err := errors.Join(c.errs...)
 	if err == nil && len(c.found) == 0 {
