@@ -186,8 +186,11 @@ func TestSlowDNS(t *testing.T) {
 		if d := time.Since(before); d != 0 {
 			t.Errorf("a block took %v", d)
 		}
-		if z.asked != lookAtOnce {
-			t.Errorf("%d were asked at once, want %d", z.asked, lookAtOnce)
+		z.mu.Lock()
+		asked := z.asked
+		z.mu.Unlock()
+		if asked != lookAtOnce {
+			t.Errorf("%d were asked at once, want %d", asked, lookAtOnce)
 		}
 		time.Sleep(lookFor)
 		if !w.warned("allow: dns:a.example protects nobody: asking for a.example") && !w.warned("protects nobody") {

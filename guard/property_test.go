@@ -153,11 +153,11 @@ func randomLife(t *testing.T, r *rand.Rand) {
 		}
 		time.Sleep(time.Duration(r.IntN(5000)) * time.Millisecond)
 		synctest.Wait()
-		if w.g.trial.State == TrialOver {
-			seen["over"] = true
-		}
 		if err := w.g.do(ctx, func(context.Context) {
 			w.check(t, step)
+			if w.g.trial.State == TrialOver {
+				seen["over"] = true
+			}
 			// What is allowed is not only what the gate believes.
 			truth := append(slices.Collect(maps.Keys(allowed)), netip.MustParsePrefix("203.0.113.192/26"))
 			for _, p := range slices.Concat(truth, own, named) {

@@ -111,8 +111,8 @@ func TestMadRule(t *testing.T) {
 		}
 		w.lines(opens("203.0.113.7", 200, 1)...)
 		time.Sleep(time.Second)
-		if _, ok := w.g.blocks.get(netip.MustParsePrefix("203.0.113.7/32")); !ok {
-			t.Error("rules do not block after resume")
+		if list := w.inForce(); list[len(list)-1].Prefix.String() != "203.0.113.7/32" {
+			t.Errorf("rules do not block after resume: %+v", list)
 		}
 	})
 }
