@@ -17,9 +17,10 @@ func TestImports(t *testing.T) {
 		"firewall":      "",                                                                   // prefixes and times; knows no reason for them
 		"detector":      "",                                                                   // arithmetic on events: no clock, no file
 		"detector/exim": "detector",                                                           // Exim is known here and in cmd only
-		"policy":        "detector .",                                                         // YAML is known here only; . embeds the shipped file
+		"allow":         "",                                                                   // asks the DNS about names; knows nobody
+		"policy":        "allow detector .",                                                   // YAML is known here only; . embeds the shipped file
 		"store":         "detector tail",                                                      // what it keeps
-		"guard":         "detector firewall policy sockets store tail",                        // decides; never parses a log line itself
+		"guard":         "allow detector firewall policy sockets store tail",                  // decides; never parses a log line itself
 		"abuse":         "detector",                                                           // tells of verdicts; knows no store, no policy, no guard
 		"incident":      "detector store",                                                     // what a replay tells: no clock, no file, no policy
 		"control":       "abuse guard store",                                                  // the answers are guard's and abuse's own types

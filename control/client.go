@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"net/url"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -86,6 +87,9 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 		if f.Covered != nil {
 			return f.Covered
 		}
+		if f.NoTrial {
+			return guard.ErrNoTrial
+		}
 		return errors.New(f.Error)
 	}
 	if err := dec.Decode(out); err != nil {
@@ -153,12 +157,27 @@ func (c *Client) Unblock(ctx context.Context, p netip.Prefix, _ string) (v []sto
 }
 
 func (c *Client) Allow(ctx context.Context, e store.AllowEntry) (v []store.Block, err error) {
-	err = c.call(ctx, http.MethodPost, pathAllow, change{Prefix: e.Prefix, Text: e.Note, Until: e.Until}, &v)
+	err = c.call(ctx, http.MethodPost, pathAllow, change{Prefix: e.Prefix, Name: e.Name, Text: e.Note, Until: e.Until}, &v)
 	return v, err
 }
 
 func (c *Client) Disallow(ctx context.Context, p netip.Prefix) (v bool, err error) {
 	err = c.call(ctx, http.MethodPost, pathForget, change{Prefix: p}, &v)
+	return v, err
+}
+
+func (c *Client) DisallowName(ctx context.Context, name string) (v bool, err error) {
+	err = c.call(ctx, http.MethodPost, pathForget, change{Name: name}, &v)
+	return v, err
+}
+
+func (c *Client) Commit(ctx context.Context, _ string, again time.Duration) (v guard.Trial, err error) {
+	err = c.call(ctx, http.MethodPost, pathCommit, change{Again: again}, &v)
+	return v, err
+}
+
+func (c *Client) Resume(ctx context.Context, _ string) (v bool, err error) {
+	err = c.call(ctx, http.MethodPost, pathResume, change{}, &v)
 	return v, err
 }
 

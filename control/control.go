@@ -26,6 +26,9 @@ type Guard interface {
 	Disallow(ctx context.Context, p netip.Prefix) (bool, error)
 	Allowed(ctx context.Context) ([]guard.AllowInfo, error)
 	Learn(ctx context.Context, goods []store.Good) error
+	DisallowName(ctx context.Context, name string) (bool, error)
+	Commit(ctx context.Context, by string, again time.Duration) (guard.Trial, error)
+	Resume(ctx context.Context, by string) (bool, error)
 }
 
 // Paths of the interface, and the bounds of what is read from the other end.
@@ -42,6 +45,8 @@ const (
 	pathForget  = "/v1/disallow"
 	pathLearn   = "/v1/learn"
 	pathSync    = "/v1/sync"
+	pathCommit  = "/v1/commit"
+	pathResume  = "/v1/resume"
 
 	maxRequest = 256 << 10
 	learnChunk = 1000      // known good senders in one request
@@ -53,10 +58,13 @@ const (
 // change is the body of every request that changes something.
 type change struct {
 	Prefix netip.Prefix `json:"prefix,omitzero"`
+	Name   string       `json:"name,omitempty"` // of the allowlist, instead of Prefix
 	All    bool         `json:"all,omitempty"`
 	Until  time.Time    `json:"until,omitzero"`
 	Text   string       `json:"text,omitempty"`
 	Good   []store.Good `json:"good,omitempty"`
+	// Again is how long a trial begins anew.
+	Again time.Duration `json:"again_ns,omitempty"`
 
 	Block []guard.BlockRequest `json:"block,omitempty"`
 	Dry   bool                 `json:"dry,omitempty"`
@@ -66,5 +74,6 @@ type change struct {
 type failure struct {
 	Error   string              `json:"error"`
 	Covered *guard.CoveredError `json:"covered,omitempty"`
-	Blocks  []store.Block       `json:"blocks,omitempty"` // what was done all the same
+	Blocks  []store.Block       `json:"blocks,omitempty"`   // what was done all the same
+	NoTrial bool                `json:"no_trial,omitempty"` // it is guard.ErrNoTrial
 }

@@ -81,6 +81,20 @@ func (f *fake) Allowed(context.Context) ([]guard.AllowInfo, error) {
 	return []guard.AllowInfo{{Prefix: theBlock.Prefix, Why: "why"}}, nil
 }
 
+func (f *fake) DisallowName(_ context.Context, name string) (bool, error) {
+	return name == "dns:mail.example.org", nil
+}
+func (f *fake) Commit(_ context.Context, by string, again time.Duration) (guard.Trial, error) {
+	if again == 0 {
+		return guard.Trial{}, guard.ErrNoTrial
+	}
+	return guard.Trial{State: guard.OnTrial, Until: time.Unix(0, 0).Add(again), By: by}, nil
+}
+func (f *fake) Resume(_ context.Context, by string) (bool, error) {
+	f.by = by
+	return true, nil
+}
+
 func (f *fake) Learn(_ context.Context, goods []store.Good) error {
 	f.learned = append(f.learned, goods...)
 	return nil
@@ -179,6 +193,22 @@ func TestBothEnds(t *testing.T) {
 	}
 	if ok, err := c.Disallow(ctx, one); err != nil || !ok {
 		t.Errorf("Disallow: %v, %v", ok, err)
+	}
+	if _, err := c.Allow(ctx, store.AllowEntry{Name: "dns:mail.example.org", Note: "x"}); err != nil || f.allow.Name != "dns:mail.example.org" || f.allow.Prefix.IsValid() || f.allow.By != me {
+		t.Errorf("Allow by name: %+v, %v", f.allow, err)
+	}
+	if ok, err := c.DisallowName(ctx, "dns:mail.example.org"); err != nil || !ok {
+		t.Errorf("DisallowName: %v, %v", ok, err)
+	}
+	if tr, err := c.Commit(ctx, "nobody", time.Minute); err != nil || tr.State != guard.OnTrial || tr.Until.Unix() != 60 || tr.By != me {
+		t.Errorf("Commit: %+v, %v", tr, err)
+	}
+	if _, err := c.Commit(ctx, "nobody", 0); !errors.Is(err, guard.ErrNoTrial) {
+		t.Errorf("Commit without a trial: %v", err)
+	}
+	f.by = ""
+	if ok, err := c.Resume(ctx, "nobody"); err != nil || !ok || f.by != me {
+		t.Errorf("Resume: %v by %q, %v", ok, f.by, err)
 	}
 }
 

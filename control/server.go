@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/smtpguard/smtpguard/guard"
 	"github.com/smtpguard/smtpguard/store"
 )
 
@@ -166,6 +167,8 @@ func handler(g Guard, with ...func(*http.ServeMux)) http.Handler {
 	mux.HandleFunc("POST "+pathForget, s.disallow)
 	mux.HandleFunc("POST "+pathLearn, s.learn)
 	mux.HandleFunc("POST "+pathSync, s.sync)
+	mux.HandleFunc("POST "+pathCommit, s.commit)
+	mux.HandleFunc("POST "+pathResume, s.resume)
 	for _, add := range with {
 		add(mux)
 	}
@@ -287,14 +290,33 @@ func (s *server) unblock(w http.ResponseWriter, r *http.Request) {
 
 func (s *server) allow(w http.ResponseWriter, r *http.Request) {
 	if c, ok := body(w, r); ok {
-		v, err := s.guard.Allow(r.Context(), store.AllowEntry{Prefix: c.Prefix, Note: c.Text, By: by(r), Added: time.Now(), Until: c.Until})
+		v, err := s.guard.Allow(r.Context(), store.AllowEntry{Prefix: c.Prefix, Name: c.Name, Note: c.Text, By: by(r), Added: time.Now(), Until: c.Until})
 		answerPartly(w, v, v, err)
 	}
 }
 
 func (s *server) disallow(w http.ResponseWriter, r *http.Request) {
 	if c, ok := body(w, r); ok {
+		if c.Name != "" {
+			v, err := s.guard.DisallowName(r.Context(), c.Name)
+			answer(w, v, err)
+			return
+		}
 		v, err := s.guard.Disallow(r.Context(), c.Prefix)
+		answer(w, v, err)
+	}
+}
+
+func (s *server) commit(w http.ResponseWriter, r *http.Request) {
+	if c, ok := body(w, r); ok {
+		v, err := s.guard.Commit(r.Context(), by(r), c.Again)
+		answer(w, v, err)
+	}
+}
+
+func (s *server) resume(w http.ResponseWriter, r *http.Request) {
+	if _, ok := body(w, r); ok {
+		v, err := s.guard.Resume(r.Context(), by(r))
 		answer(w, v, err)
 	}
 }
@@ -356,7 +378,7 @@ func answer(w http.ResponseWriter, v any, err error) { answerPartly(w, v, nil, e
 // the same.
 func answerPartly(w http.ResponseWriter, v any, done []store.Block, err error) {
 	if err != nil {
-		f := failure{Error: err.Error(), Blocks: done}
+		f := failure{Error: err.Error(), Blocks: done, NoTrial: errors.Is(err, guard.ErrNoTrial)}
 		code := http.StatusInternalServerError
 		if errors.As(err, &f.Covered) {
 			code = http.StatusConflict

@@ -45,6 +45,25 @@ func (b *blocks) classes() map[BlockClass]int                { return maps.Clone
 func (b *blocks) get(p netip.Prefix) (*store.Block, bool)    { return b.table.Get(p) }
 func (b *blocks) covers(p netip.Prefix) (*store.Block, bool) { return b.table.LookupPrefix(p) }
 
+// lacking returns the parts that no block covers. What is only observed does
+// not count where blocks are real.
+func (b *blocks) lacking(parts []netip.Prefix, enforce bool) []netip.Prefix {
+	var open []netip.Prefix
+	for _, p := range parts {
+		if blk, ok := b.covers(p); !ok || blk.Observed && enforce {
+			open = append(open, p)
+		}
+	}
+	return open
+}
+
+// partOf fills in which part of whole a block is.
+func partOf(b *store.Block, whole netip.Prefix, part int) {
+	if b.Prefix != whole {
+		b.PartOf, b.Part = whole, part+1
+	}
+}
+
 // real returns a block that is more than observed and covers p, the widest.
 func (b *blocks) real(p netip.Prefix) (*store.Block, bool) {
 	var found *store.Block

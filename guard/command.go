@@ -26,7 +26,9 @@ type BlockRequest struct {
 }
 
 // BlockOutcome is what became of a BlockRequest: Block, or Refused, or Block
-// with an Error where it is written down but not in the packet filter yet.
+// with an Error where it is written down but not in the packet filter yet. A
+// request has several where somebody in its prefix is allowed and the rest is
+// blocked in parts: each is then Block.PartOf the prefix.
 type BlockOutcome struct {
 	Prefix  netip.Prefix `json:"prefix"`
 	Block   *store.Block `json:"block,omitempty"` // without ID in a dry run
@@ -69,22 +71,25 @@ func (g *Guard) blockByHand(ctx context.Context, reqs []BlockRequest, dry bool) 
 	var replaced []store.Block
 	fresh := make(map[netip.Prefix]bool)
 	for _, r := range reqs {
-		o := BlockOutcome{Prefix: r.Prefix}
-		old, replaces := g.blocks.get(r.Prefix)
 		n := g.blocks.len() + len(made)
-		if replaces {
-			n--
+		if old, ok := g.blocks.get(r.Prefix); ok && !fresh[r.Prefix] && old.Prefix == r.Prefix {
+			n-- // it is replaced
 		}
-		until := r.Until
-		ref := g.gate.admits(r.Prefix, now, n, true)
-		if ref == nil && replaces && !old.Observed && !g.enforce {
-			ref = &Refusal{Prefix: r.Prefix, Why: "it is blocked until " + old.Until.Format(time.RFC3339) + " since an earlier mode: enforce, and mode: observe changes nothing in the packet filter",
-				Hint: "`smtpguard unblock` lifts it"}
+		parts, ref := g.gate.admits(r.Prefix, n)
+		for _, p := range parts {
+			old, replaces := g.blocks.get(p)
+			switch {
+			case ref != nil:
+			case fresh[p]:
+				ref = &Refusal{Prefix: r.Prefix, Why: "it is named twice"}
+			case replaces && !old.Observed && !g.enforce && now.Before(old.Until):
+				ref = &Refusal{Prefix: r.Prefix, Why: "it is blocked until " + old.Until.Format(time.RFC3339) + " since an earlier mode: enforce, and mode: observe changes nothing in the packet filter",
+					Hint: "`smtpguard unblock` lifts it"}
+			}
 		}
-		if ref == nil && fresh[r.Prefix] {
-			ref = &Refusal{Prefix: r.Prefix, Why: "it is named twice"}
-		}
-		if ref == nil && !until.IsZero() && until.Before(now.Add(time.Second)) {
+		switch {
+		case ref != nil:
+		case !r.Until.IsZero() && r.Until.Before(now.Add(time.Second)):
 			ref = &Refusal{Prefix: r.Prefix, Why: "its end has passed"}
 		}
 		if ref != nil {
@@ -92,32 +97,32 @@ func (g *Guard) blockByHand(ctx context.Context, reqs []BlockRequest, dry bool) 
 				g.count.Refused++
 				g.note(Decision{Time: now, Prefix: r.Prefix, What: Refused, Reason: ref.Reason, Why: "asked by " + r.By + "; but " + ref.Why})
 			}
-			o.Refused, o.Hint = ref.Why, ref.Hint
-			out = append(out, o)
+			out = append(out, BlockOutcome{Prefix: r.Prefix, Refused: ref.Why, Hint: ref.Hint})
 			continue
 		}
-		offence, err := g.offence(r.Prefix, now)
+		offence, err := g.offence(r.Prefix, parts, now)
 		if err != nil {
 			return nil, err
 		}
+		until := r.Until
 		if until.IsZero() {
 			if r.For <= 0 {
 				r.For = g.gate.block.Duration(offence)
 			}
-			until = now.Add(r.For)
+			until = now.Add(max(r.For, time.Second)) // packet filters count in seconds
 		}
-		b := &store.Block{Prefix: r.Prefix, Reason: cmp.Or(r.Reason, "by hand"), Offence: offence, Since: now,
-			Until: until.Truncate(time.Second), By: r.By, Observed: !g.enforce}
-		if replaces {
-			end := *old
-			end.Lifted, end.LiftedBy = now, r.By+": replaced by a new block"
-			if end.ID != 0 {
+		for i, p := range parts {
+			b := &store.Block{Prefix: p, Reason: cmp.Or(r.Reason, "by hand"), Offence: offence, Since: now,
+				Until: wholeSecond(until), By: r.By, Observed: !g.enforce}
+			partOf(b, r.Prefix, i)
+			if old, ok := g.blocks.get(p); ok && old.ID != 0 && now.Before(old.Until) {
+				end := *old
+				end.Lifted, end.LiftedBy = now, r.By+": replaced by a new block"
 				replaced = append(replaced, end)
 			}
+			made, fresh[p] = append(made, b), true
+			out = append(out, BlockOutcome{Prefix: p, Block: b})
 		}
-		made, fresh[r.Prefix] = append(made, b), true
-		o.Block = b
-		out = append(out, o)
 	}
 	if dry || len(made) == 0 {
 		return out, nil
@@ -172,6 +177,8 @@ func (g *Guard) Unblock(ctx context.Context, p netip.Prefix, by string) (lifted 
 				part = g.blocks.all()
 			}
 			g.drop(p)
+			now := time.Now()
+			part = slices.DeleteFunc(part, func(b store.Block) bool { return !now.Before(b.Until) }) // not swept yet
 			if more = len(part) > blockChunk; more {
 				part = part[:blockChunk] // verdicts get their turn in between
 			}
@@ -179,15 +186,20 @@ func (g *Guard) Unblock(ctx context.Context, p netip.Prefix, by string) (lifted 
 				part[i].LiftedBy = by
 			}
 			if len(part) > 0 {
-				if err = g.lift(ctx, part, time.Now()); err != nil {
+				if err = g.lift(ctx, part, now); err != nil {
 					return
 				}
 				lifted = append(lifted, part...)
 			}
-			if around, ok := g.blocks.real(p); ok && p.IsValid() && !more {
-				err = &CoveredError{Asked: p, By: around.Prefix}
-			} else if around, ok := g.blocks.covers(p); ok && p.IsValid() && !more && len(lifted) == 0 {
-				err = &CoveredError{Asked: p, By: around.Prefix}
+			if !p.IsValid() || more {
+				return
+			}
+			around, ok := g.blocks.real(p)
+			if !ok && len(lifted) == 0 {
+				around, ok = g.blocks.covers(p)
+			}
+			if ok && now.Before(around.Until) {
+				err = &CoveredError{Asked: p, By: around.Whole()}
 			}
 		})
 		err = cmp.Or(doErr, err)
@@ -316,9 +328,13 @@ func (g *Guard) Learn(ctx context.Context, goods []store.Good) (err error) {
 	return err
 }
 
-// Allow puts a prefix on the operator's allowlist and lifts the blocks that
-// overlap it, which it returns.
+// Allow puts a prefix or a name on the operator's allowlist and lifts the
+// blocks that overlap it, which it returns. A name is looked up by Run: its
+// blocks are lifted when the answer is there.
 func (g *Guard) Allow(ctx context.Context, e store.AllowEntry) (lifted []store.Block, err error) {
+	if e.Name != "" {
+		return nil, g.allowName(ctx, e)
+	}
 	if !e.Prefix.IsValid() || e.Prefix != e.Prefix.Masked() {
 		return nil, fmt.Errorf("%s is not a prefix", e.Prefix)
 	}
@@ -362,16 +378,7 @@ func (g *Guard) reloadAllow() error {
 		return err
 	}
 	g.allowed = list
+	g.syncNames(time.Now())
 	g.rebuildAllow()
 	return nil
-}
-
-// Allowed returns everything that is never blocked, with the reason.
-func (g *Guard) Allowed(ctx context.Context) (list []AllowInfo, err error) {
-	err = g.do(ctx, func(context.Context) {
-		for e := range g.gate.allow.All() {
-			list = append(list, AllowInfo{Prefix: e.Prefix, Why: e.Why})
-		}
-	})
-	return list, err
 }

@@ -116,6 +116,7 @@ func crashDaemon(how string) error {
 		return err
 	}
 	p := policy.Default()
+	p.Block.Overlap = policy.OverlapRefuse // the model below knows whole blocks only
 	p.Mode, p.Confirm = policy.Enforce, policy.ConfirmOff
 	p.Block.MaxNewPerMinute = 1 << 30
 	p.Rules = []detector.Rule{{Name: "third", Metric: detector.Opens, Window: time.Minute, Threshold: 3, Prefixes4: []int{32}}}

@@ -2,6 +2,7 @@ package guard
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"time"
@@ -85,7 +86,7 @@ func (g *Guard) decide(ctx context.Context, verdicts []detector.Verdict, now tim
 	for _, v := range verdicts {
 		g.count.Verdicts++
 		if b, ok := g.blocks.covers(v.Source); ok && (!b.Observed || !g.enforce) {
-			continue
+			continue // the common case, before all that costs more
 		}
 		if g.waits(v.Source) {
 			continue
@@ -100,10 +101,14 @@ func (g *Guard) decide(ctx context.Context, verdicts []detector.Verdict, now tim
 		if now.Sub(v.Time) > staleAfter {
 			continue
 		}
-		if r := g.gate.passes(v.Source); r != nil {
+		parts, r := g.gate.parts(v.Source)
+		if r != nil {
 			g.count.Refused++
 			d.What, d.Reason, d.Why = Refused, r.Reason, d.Why+"; but "+r.Why
 			g.note(d)
+			continue
+		}
+		if len(g.blocks.lacking(parts, g.enforce)) == 0 {
 			continue
 		}
 		if _, ok := g.confirmed(v, now); !ok {
@@ -141,23 +146,29 @@ func (g *Guard) enact(ctx context.Context, good []decided, now time.Time) {
 	var since []time.Time
 	for _, d := range good {
 		v := d.verdict
-		if b, ok := g.blocks.covers(v.Source); ok && (!b.Observed || !g.enforce) {
+		if parts, r := g.gate.parts(v.Source); r == nil && len(g.blocks.lacking(parts, g.enforce)) == 0 {
 			continue
 		}
-		if r := g.gate.admits(v.Source, now, g.blocks.len()+len(made), false); r != nil {
+		parts, r := g.gate.admitsVerdict(&v, g.det, now, g.blocks.len()+len(made))
+		g.shout()
+		if r != nil {
 			g.count.Refused++
 			g.note(Decision{Time: now, Prefix: v.Source, What: Refused, Reason: r.Reason, Rule: v.Rule, Score: v.Score, Why: v.Sentence() + "; but " + r.Why})
 			continue
 		}
-		offence, err := g.offence(v.Source, now)
+		parts = g.blocks.lacking(parts, g.enforce)
+		offence, err := g.offence(v.Source, parts, now)
 		if err != nil {
 			g.fault("counting earlier blocks of "+v.Source.String(), err)
 		}
-		made = append(made, &store.Block{
-			Prefix: v.Source, Verdict: &v, Reason: v.Sentence(), Offence: offence,
-			Since: now, Until: now.Add(g.gate.block.Duration(offence)).Truncate(time.Second), By: store.Self, Observed: !g.enforce,
-		})
-		since = append(since, d.since)
+		until := wholeSecond(now.Add(g.gate.block.Duration(offence)))
+		for i, p := range parts {
+			b := &store.Block{Prefix: p, Verdict: &v, Reason: v.Sentence(), Offence: offence,
+				Since: now, Until: until, By: store.Self, Observed: !g.enforce}
+			partOf(b, v.Source, i)
+			made = append(made, b)
+			since = append(since, d.since)
+		}
 	}
 	if len(made) == 0 {
 		return
@@ -165,10 +176,26 @@ func (g *Guard) enact(ctx context.Context, good []decided, now time.Time) {
 	_ = g.apply(ctx, made, nil, since, now)
 }
 
-// offence counts this block and those that came before it.
-func (g *Guard) offence(p netip.Prefix, now time.Time) (int, error) {
-	n, err := g.o.Store.Offences(p, now.Add(-g.policy.Block.Forget))
-	return n + 1, err
+// offence counts this block and those that came before it, of the whole or of
+// the part that had most.
+func (g *Guard) offence(whole netip.Prefix, parts []netip.Prefix, now time.Time) (most int, err error) {
+	for i, p := range append([]netip.Prefix{whole}, parts...) {
+		if i > 0 && p == whole {
+			continue
+		}
+		n, e := g.o.Store.Offences(p, now.Add(-g.policy.Block.Forget))
+		most, err = max(most, n), errors.Join(err, e)
+	}
+	return most + 1, err
+}
+
+// wholeSecond rounds up: packet filters count in seconds, and a block must not
+// end before it begins.
+func wholeSecond(t time.Time) time.Time {
+	if s := t.Truncate(time.Second); !s.Equal(t) {
+		return s.Add(time.Second)
+	}
+	return t
 }
 
 // unsavedFor is how long a block lasts at most that could not be written down:
@@ -220,7 +247,7 @@ func (g *Guard) apply(ctx context.Context, made []*store.Block, replaced []store
 	}
 	err := g.change(ctx, batch)
 	for _, b := range made {
-		g.det.Forget(b.Prefix)
+		g.det.Forget(b.Whole())
 		if g.drift.unapplied(b.Prefix) {
 			g.count.Failed++
 			g.note(Decision{Time: now, Prefix: b.Prefix, What: Failed, Reason: reasonFilter, Until: b.Until, Why: b.Reason + "; written down, but the packet filter did not take it: " + g.drift.why(b.Prefix) + "; it is tried again"})

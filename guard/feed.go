@@ -168,6 +168,7 @@ const (
 	reasonMaxBlocks = "max-blocks"
 	reasonRoom      = "filter-full"
 	reasonPerMinute = "per-minute"
+	reasonStopped   = "rules-stopped"
 	reasonStore     = "store"
 	reasonFilter    = "firewall"
 )

@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/smtpguard/smtpguard/allow"
 	"github.com/smtpguard/smtpguard/detector"
 	"github.com/smtpguard/smtpguard/firewall"
 	"github.com/smtpguard/smtpguard/policy"
@@ -68,6 +69,12 @@ type Options struct {
 	// Self returns what must never be blocked on this machine; nil means
 	// the function Self.
 	Self func(context.Context) ([]Exempt, error)
+	// WatchSelf calls changed whenever Self may give another answer, until ctx
+	// ends; nil means the function WatchSelf, or nothing where Self is given.
+	WatchSelf func(ctx context.Context, changed func()) error
+	// DNS is asked for the names of the allowlist; nil means the machine's
+	// resolver.
+	DNS allow.Resolver
 	// Notify is called with systemd's notify states; nil: nobody listens.
 	Notify func(state string)
 	Log    *slog.Logger
@@ -96,6 +103,7 @@ type Guard struct {
 	gate      gate
 	self      []Exempt
 	allowed   []store.AllowEntry
+	names     map[allow.Name]*named // of the allowlist; see lookUp
 	det       *detector.Detector
 	blocks    blocks // in force, and observed ones
 
@@ -118,11 +126,19 @@ type Guard struct {
 	errs    []Fault    // newest last, bounded
 	trend   []int      // slots taken, each trendEvery, newest last, bounded
 	tampers chan string
-	goods   time.Time // when known good senders were last saved
-	full    fullness
-	pulsed  time.Time // when OnPulse was last called
-	dropped Dropped
-	telling telling
+	answers chan lookedUp // of names
+	// selfNews says that this machine's own addresses or routes changed.
+	selfNews chan struct{}
+	looking  int // names that are being looked up
+	trial    Trial
+	// filterNews is since when names' news wait to be told to the packet
+	// filter, zero if there are none.
+	filterNews time.Time
+	goods      time.Time // when known good senders were last saved
+	full       fullness
+	pulsed     time.Time // when OnPulse was last called
+	dropped    Dropped
+	telling    telling
 }
 
 // input is what a log's goroutine hands to the deciding one: the events of
@@ -146,13 +162,17 @@ func New(ctx context.Context, o Options) (*Guard, error) {
 	}
 	if o.Self == nil {
 		o.Self = Self
+		if o.WatchSelf == nil {
+			o.WatchSelf = WatchSelf
+		}
 	}
 	g := &Guard{
 		o: o, policy: o.Policy, log: o.Log,
-		enforce:  o.Policy.Mode == policy.Enforce,
 		in:       make(chan input),
 		commands: make(chan func(context.Context)),
 		tampers:  make(chan string, 1),
+		answers:  make(chan lookedUp),
+		selfNews: make(chan struct{}, 1),
 		started:  time.Now(),
 	}
 	det, err := newDetector(o)
@@ -161,9 +181,13 @@ func New(ctx context.Context, o Options) (*Guard, error) {
 	}
 	g.det = det
 	g.gate.block = o.Policy.Block
+	g.loadTrial()
+	g.loadStop()
+	g.enforce = o.Policy.Mode == policy.Enforce && !g.trial.over(time.Now())
 	if g.allowed, err = o.Store.AllowList(); g.unreadable("the allowlist", err) {
 		return nil, fmt.Errorf("reading the allowlist: %w", err)
 	}
+	g.syncNames(time.Now())
 	if err := g.refreshSelf(ctx); err != nil {
 		return nil, err
 	}
@@ -192,11 +216,10 @@ func New(ctx context.Context, o Options) (*Guard, error) {
 	if g.fw, err = o.OpenFirewall(ctx, g.fwAllow, g.fwEntries); err != nil {
 		return nil, err
 	}
-	if g.caps, err = g.fw.Probe(ctx); err == nil {
-		g.gate.only4, g.gate.room = !g.caps.IPv6, g.caps.MaxEntries
-	} else {
+	if g.caps, err = g.fw.Probe(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("firewall %s: %w", g.fw.Name(), err), g.fw.Close(ctx, false))
 	}
+	g.gate.only4, g.gate.room = !g.caps.IPv6, g.caps.MaxEntries
 	g.telling.edits = g.blocks.edits
 	return g, nil
 }
@@ -300,6 +323,12 @@ func (g *Guard) Run(ctx context.Context) error {
 	g.runMu.Unlock()
 	g.mu.Unlock()
 
+	if err := g.beginTrial(time.Now()); err != nil {
+		return err
+	}
+	if g.trial.over(time.Now()) {
+		g.endTrial(ctx, time.Now())
+	}
 	if err := g.restore(ctx); err != nil {
 		return err
 	}
@@ -323,13 +352,18 @@ func (g *Guard) Run(ctx context.Context) error {
 	}
 	wg.Go(func() { g.watch(ctx) })
 	g.startTelling(ctx, &wg)
+	if watch := g.o.WatchSelf; watch != nil {
+		wg.Go(func() { g.watchSelf(ctx, watch) })
+	}
 
 	g.notify("READY=1")
+	g.tellSystemd()
 
 	tick := time.NewTicker(tickEvery)
 	defer tick.Stop()
 	var due struct{ sample, structure, content, self, good, sweep, prune, trend time.Time }
 	start := time.Now()
+	lastSelf := start
 	due.structure, due.content, due.self = start.Add(structureEvery), start.Add(contentEvery), start.Add(selfEvery)
 	due.good, due.prune = start.Add(goodEvery), start.Add(time.Minute)
 	every := func(now time.Time, at *time.Time, d time.Duration, f func()) {
@@ -357,6 +391,12 @@ func (g *Guard) Run(ctx context.Context) error {
 			g.take(ctx, in)
 		case f := <-g.commands:
 			f(ctx)
+		case l := <-g.answers:
+			g.answered(ctx, l, time.Now())
+		case <-g.selfNews:
+			// Several come at once, and whoever floods us with them gets one
+			// look in a while.
+			due.self = minTime(due.self, lastSelf.Add(selfLeast))
 		case by := <-g.tampers:
 			g.tampered(ctx, by)
 		case <-fast.C:
@@ -365,12 +405,15 @@ func (g *Guard) Run(ctx context.Context) error {
 		case <-tick.C:
 			now := time.Now()
 			g.notify("WATCHDOG=1")
+			g.watchTrial(ctx, now)
 			if g.o.Sockets != nil {
 				every(now, &due.sample, sampleEvery, func() { g.sample(ctx, now) })
 			}
 			g.passTime(ctx, now)
 			g.beat(now)
 			g.tellCSF(now)
+			g.lookUp(ctx, &wg, now)
+			g.tellFilter(ctx, now)
 			every(now, &due.sweep, sweepEvery, func() {
 				if g.sweep(ctx, now) {
 					g.tidy(&wg, "ending blocks in the store", func() error {
@@ -388,9 +431,12 @@ func (g *Guard) Run(ctx context.Context) error {
 				due.content = now.Add(max(contentEvery, 100*time.Since(now)))
 			})
 			every(now, &due.self, selfEvery, func() {
+				lastSelf = now
+				g.syncNames(now)
 				if err := g.refreshSelf(ctx); err != nil {
 					g.fault("looking at this machine's own addresses", err)
 				}
+				g.dropAllowed()
 				_, _ = g.liftAllowed(ctx)
 				_ = g.renewFilter(ctx)
 			})
@@ -572,24 +618,24 @@ func (g *Guard) refreshSelf(ctx context.Context) error {
 	return nil
 }
 
+// rebuildAllow makes the gate's allowlist anew.
 func (g *Guard) rebuildAllow() {
-	var entries []policy.AllowEntry
-	entries = append(entries, g.policy.Allow...)
+	g.gate.allow = policy.NewAllowlist(append(g.plainEntries(time.Now()), g.namedEntries()...))
+	g.gate.own = ownList(g.self)
+}
+
+// plainEntries are the entries of the allowlist that are not names.
+func (g *Guard) plainEntries(now time.Time) []policy.AllowEntry {
+	entries := slices.Clone(g.policy.Allow)
 	for _, s := range g.self {
 		entries = append(entries, policy.AllowEntry{Prefix: s.Prefix, Why: s.Why})
 	}
-	now := time.Now()
 	for _, a := range g.allowed {
-		if !a.In(now) {
-			continue
+		if a.In(now) && a.Name == "" {
+			entries = append(entries, policy.AllowEntry{Prefix: a.Prefix, Why: operatorsWhy(a)})
 		}
-		why := "allowed by " + a.By
-		if a.Note != "" {
-			why += ": " + a.Note
-		}
-		entries = append(entries, policy.AllowEntry{Prefix: a.Prefix, Why: why})
 	}
-	g.gate.allow = policy.NewAllowlist(entries)
+	return entries
 }
 
 // filterAllow is what the packet filter lets pass whatever is blocked: what
@@ -602,9 +648,12 @@ func (g *Guard) filterAllow() []netip.Prefix {
 	}
 	now := time.Now()
 	for _, a := range g.allowed {
-		if a.In(now) {
+		if a.In(now) && a.Name == "" {
 			allow = append(allow, a.Prefix)
 		}
+	}
+	for _, e := range g.namedEntries() {
+		allow = append(allow, e.Prefix)
 	}
 	slices.SortFunc(allow, netip.Prefix.Compare)
 	return slices.Compact(allow)
@@ -623,13 +672,23 @@ func (g *Guard) renewFilter(ctx context.Context) error {
 	if slices.Equal(allow, g.fwAllow) && entries <= g.fwEntries {
 		return nil
 	}
+	return g.openFilter(ctx, allow, entries)
+}
+
+// openFilter puts another packet filter in the place of the one in use.
+func (g *Guard) openFilter(ctx context.Context, allow []netip.Prefix, entries int) error {
 	now := time.Now()
 	var filled error
 	fw, err := g.o.OpenFirewall(ctx, allow, entries)
+	var caps firewall.Capabilities
 	if err == nil {
-		var part *firewall.PartialError
-		if filled = fw.Replace(ctx, g.wanted(now)); filled != nil && !errors.As(filled, &part) {
-			err = filled
+		if caps, err = fw.Probe(ctx); err == nil {
+			var part *firewall.PartialError
+			if filled = fw.Replace(ctx, g.wanted(now)); filled != nil && !errors.As(filled, &part) {
+				err = filled
+			}
+		}
+		if err != nil {
 			_ = fw.Close(ctx, false)
 		}
 	}
@@ -647,6 +706,8 @@ func (g *Guard) renewFilter(ctx context.Context) error {
 		g.unwatch() // the new one is watched instead
 	}
 	g.fwMu.Unlock()
+	g.caps = caps
+	g.gate.only4, g.gate.room = !caps.IPv6, caps.MaxEntries
 	_ = g.refilled(filled, now) // told there
 	if err := old.Close(ctx, false); err != nil {
 		g.fault("closing the packet filter", err)

@@ -3,8 +3,12 @@ package guard
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,14 +18,20 @@ import (
 	"github.com/smtpguard/smtpguard/store"
 )
 
-// After any sequence of lines, commands, changes of the allowlist and
-// restarts, no entry in the packet filter overlaps an allowed prefix, and the
-// filter holds exactly the blocks that the store has in force.
+// After any sequence of lines, commands, changes of the allowlist, of what its
+// names stand for, of this machine's own addresses and of the mode, trials that
+// run out, and restarts, no entry in the packet filter overlaps an allowed
+// prefix, and the filter holds exactly the blocks that the store has in force.
 func TestProperty(t *testing.T) {
 	for seed := range uint64(30) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { randomLife(t, rand.New(rand.NewPCG(seed, 1))) })
 		})
+	}
+	for _, s := range []string{"part", "over", "commit running", "commit committed"} {
+		if _, ok := lives.Load(s); !ok && !t.Failed() {
+			t.Errorf("%q never came about", s)
+		}
 	}
 }
 
@@ -30,7 +40,14 @@ func randomLife(t *testing.T, r *rand.Rand) {
 		p.Confirm = policy.ConfirmOff
 		p.Block.For = []time.Duration{20 * time.Second, time.Minute}
 		p.Allow = []policy.AllowEntry{{Prefix: netip.MustParsePrefix("203.0.113.192/26"), Why: "test"}}
+		p.AllowNames = []policy.AllowName{{Name: "dns:mx.example.org", Why: "test"}}
+		p.Commit = time.Duration(r.IntN(400)) * time.Second
+		if r.IntN(3) == 0 {
+			p.Block.Overlap = policy.OverlapRefuse
+		}
 	})
+	z := &zone{}
+	w.dns(z)
 	stop := w.run()
 	defer func() { stop() }()
 	ctx := t.Context()
@@ -49,8 +66,16 @@ func randomLife(t *testing.T, r *rand.Rand) {
 		return p
 	}
 	allowed := map[netip.Prefix]bool{}
-	for step := range 120 {
-		switch k := r.IntN(10); {
+	var own, named []netip.Prefix // this machine's, and what the name stands for
+	reload := func() {
+		p := *w.policy
+		if _, err := w.g.Reload(ctx, &p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	seen := map[string]bool{} // what came about, so that it is tested at all
+	for step := range 140 {
+		switch k := r.IntN(14); {
 		case k < 4:
 			a := addr()
 			var evs []detector.Event
@@ -90,15 +115,70 @@ func randomLife(t *testing.T, r *rand.Rand) {
 		case k == 9 && r.IntN(4) == 0:
 			stop()
 			w.start()
+			w.dns(z)
 			stop = w.run()
+		case k == 10:
+			own = own[:0]
+			var list []Exempt
+			for range r.IntN(3) {
+				a := addr()
+				own = append(own, netip.PrefixFrom(a, a.BitLen()))
+				list = append(list, Exempt{own[len(own)-1], "an address of this machine"})
+			}
+			w.takeOn(list...)
+			time.Sleep(time.Second) // that long it takes at most
+		case k == 11:
+			named = named[:0]
+			var text []string
+			for range r.IntN(4) {
+				a := addr()
+				named, text = append(named, netip.PrefixFrom(a, a.BitLen())), append(text, a.String())
+			}
+			z.break_(r.IntN(4) == 0, false)
+			if z.fails {
+				named = named[:0]
+			}
+			z.set("mx.example.org", strings.Join(text, " "))
+			reload() // looks it up
+			time.Sleep(time.Second)
+		case k == 12 && r.IntN(2) == 0:
+			if t, err := w.g.Commit(ctx, "test", time.Duration(r.IntN(3)*30)*time.Second); err == nil {
+				seen["commit "+string(t.State)] = true
+			}
+		case k == 13 && r.IntN(4) == 0:
+			p := *w.policy
+			p.Mode = map[policy.Mode]policy.Mode{policy.Enforce: policy.Observe, policy.Observe: policy.Enforce}[p.Mode]
+			w.policy = &p
+			reload()
 		}
 		time.Sleep(time.Duration(r.IntN(5000)) * time.Millisecond)
 		synctest.Wait()
-		if err := w.g.do(ctx, func(context.Context) { w.check(t, step) }); err != nil {
+		if err := w.g.do(ctx, func(context.Context) {
+			w.check(t, step)
+			if w.g.trial.State == TrialOver {
+				seen["over"] = true
+			}
+			// What is allowed is not only what the gate believes.
+			truth := append(slices.Collect(maps.Keys(allowed)), netip.MustParsePrefix("203.0.113.192/26"))
+			for _, p := range slices.Concat(truth, own, named) {
+				if _, ok := w.g.gate.allow.Overlaps(p); !ok {
+					t.Fatalf("step %d: the gate does not know that %s is allowed", step, p)
+				}
+			}
+			for _, b := range w.g.blocks.all() {
+				seen["part"] = seen["part"] || b.Part > 0
+			}
+		}); err != nil {
 			t.Fatal(err)
 		}
 	}
+	for s := range seen {
+		lives.Store(s, true)
+	}
 }
+
+// lives is what came about in any of the lives.
+var lives sync.Map
 
 // check compares filter, store and allowlist.
 func (w *world) check(t *testing.T, step int) {

@@ -3,6 +3,7 @@ package guard
 import (
 	"context"
 	"errors"
+	"fmt"
 	"reflect"
 	"time"
 
@@ -11,7 +12,7 @@ import (
 )
 
 // Reload takes a new policy without a restart: allowlist, rules, lengths and
-// limits of blocks, known good. Blocks that overlap the new allowlist are
+// limits of blocks, known good, mode. Blocks that overlap the new allowlist are
 // lifted. It returns the settings that differ and need a restart.
 func (g *Guard) Reload(ctx context.Context, p *policy.Policy) (later []string, err error) {
 	doErr := g.do(ctx, func(ctx context.Context) {
@@ -21,7 +22,6 @@ func (g *Guard) Reload(ctx context.Context, p *policy.Policy) (later []string, e
 				later = append(later, name)
 			}
 		}
-		differ("mode", old.Mode, p.Mode)
 		differ("logs", old.Logs, p.Logs)
 		differ("zone", old.Zone, p.Zone)
 		differ("capacity", old.Capacity, p.Capacity)
@@ -35,7 +35,7 @@ func (g *Guard) Reload(ctx context.Context, p *policy.Policy) (later []string, e
 		differ("metrics", old.Metrics, p.Metrics)
 		differ("hooks", old.Hooks, p.Hooks)
 		merged := *p
-		merged.Mode, merged.Logs, merged.Zone, merged.Capacity, merged.Confirm, merged.Ports = old.Mode, old.Logs, old.Zone, old.Capacity, old.Confirm, old.Ports
+		merged.Logs, merged.Zone, merged.Capacity, merged.Confirm, merged.Ports = old.Logs, old.Zone, old.Capacity, old.Confirm, old.Ports
 		merged.Block.Ports = old.Block.Ports
 		merged.Firewall, merged.Store, merged.Control, merged.Reports = old.Firewall, old.Store, old.Control, old.Reports
 		merged.Metrics, merged.Hooks = old.Metrics, old.Hooks
@@ -54,11 +54,24 @@ func (g *Guard) Reload(ctx context.Context, p *policy.Policy) (later []string, e
 				det.Observe(&detector.Event{Kind: detector.Opened, Source: h.Addr, Port: h.Port, Time: time.Now()})
 			}
 			g.det = det
+			_, _ = g.resume("the policy was changed", time.Now())
 		}
 		g.policy, g.gate.block = &merged, merged.Block
+		g.syncNames(time.Now())
+		for _, n := range g.names {
+			n.due = time.Now() // the person who reloads wants to know now
+		}
 		g.rebuildAllow()
+		g.dropAllowed()
 		_, liftErr := g.liftAllowed(ctx)
-		err = errors.Join(liftErr, g.renewFilter(ctx))
+		var modeErr error
+		if old.Mode != p.Mode {
+			if modeErr = g.setMode(ctx, time.Now()); modeErr != nil {
+				merged.Mode = old.Mode
+				modeErr = fmt.Errorf("mode stays %s: %w", old.Mode, modeErr)
+			}
+		}
+		err = errors.Join(modeErr, liftErr, g.renewFilter(ctx))
 	})
 	if doErr != nil {
 		return nil, doErr

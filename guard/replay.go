@@ -48,7 +48,7 @@ func NewReplay(p *policy.Policy, capacity int) (*Replay, error) {
 	b := p.Block
 	return &Replay{
 		Detector: det,
-		gate:     gate{allow: policy.NewAllowlist(p.Allow), block: b},
+		gate:     gate{allow: policy.NewAllowlist(p.Allow), own: ownList(neverBlocked), block: b},
 		forget:   b.Forget,
 		offences: make(map[netip.Prefix][]time.Time),
 		told:     make(map[netip.Prefix]time.Time),
@@ -115,14 +115,18 @@ func (r *Replay) rearm() {
 }
 
 func (r *Replay) decide(v detector.Verdict) {
-	if _, ok := r.blocks.covers(v.Source); ok {
-		return
-	}
 	reason := ""
+	var parts []netip.Prefix
 	if len(v.Spared) > 0 {
 		reason = "known-good"
-	} else if ref := r.gate.admits(v.Source, v.Time, r.blocks.len(), false); ref != nil {
+	} else if fit, ref := r.gate.parts(v.Source); ref != nil {
 		reason = ref.Why
+	} else if len(r.blocks.lacking(fit, true)) == 0 {
+		return
+	} else if fit, ref := r.gate.admitsVerdict(&v, r.Detector, v.Time, r.blocks.len()); ref != nil {
+		reason = ref.Why
+	} else {
+		parts = r.blocks.lacking(fit, true)
 	}
 	if reason != "" {
 		if t, ok := r.told[v.Source]; ok && v.Time.Sub(t) < 10*time.Minute {
@@ -144,15 +148,18 @@ func (r *Replay) decide(v detector.Verdict) {
 	}
 	offence := len(past) + 1
 	r.offences[v.Source] = append(past, v.Time)
-	b := store.Block{Prefix: v.Source, Verdict: &v, Reason: v.Sentence(), Offence: offence,
-		Since: v.Time, Until: v.Time.Add(r.gate.block.Duration(offence)), By: store.Self}
-	r.made++
-	r.blocks.put(b)
-	if r.nextEnd.IsZero() || b.Until.Before(r.nextEnd) {
-		r.nextEnd = b.Until
-	}
 	r.Detector.Forget(v.Source)
-	if r.OnBlock != nil {
-		r.OnBlock(b)
+	for i, p := range parts {
+		b := store.Block{Prefix: p, Verdict: &v, Reason: v.Sentence(), Offence: offence,
+			Since: v.Time, Until: v.Time.Add(r.gate.block.Duration(offence)), By: store.Self}
+		partOf(&b, v.Source, i)
+		r.made++
+		r.blocks.put(b)
+		if r.nextEnd.IsZero() || b.Until.Before(r.nextEnd) {
+			r.nextEnd = b.Until
+		}
+		if r.OnBlock != nil {
+			r.OnBlock(b)
+		}
 	}
 }

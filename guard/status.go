@@ -10,6 +10,7 @@ import (
 
 	"github.com/smtpguard/smtpguard/detector"
 	"github.com/smtpguard/smtpguard/firewall"
+	"github.com/smtpguard/smtpguard/policy"
 	"github.com/smtpguard/smtpguard/store"
 )
 
@@ -46,7 +47,9 @@ type Status struct {
 	PID          int            `json:"pid"`
 	Started      time.Time      `json:"started"`
 	Time         time.Time      `json:"time"`
-	Mode         string         `json:"mode"`
+	Mode         string         `json:"mode"`              // observe after a trial that is over
+	Trial        *Trial         `json:"trial,omitempty"`   // of mode: enforce
+	Stopped      *Stop          `json:"stopped,omitempty"` // rules block nothing for now
 	Capacity     int            `json:"capacity"`
 	CapacityFrom string         `json:"capacity_from"`
 	Count        int            `json:"count"`    // slots taken now
@@ -133,12 +136,6 @@ type BlockInfo struct {
 	Bytes   uint64 `json:"bytes"`
 }
 
-// AllowInfo is an entry of the allowlist.
-type AllowInfo struct {
-	Prefix netip.Prefix `json:"prefix"`
-	Why    string       `json:"why"`
-}
-
 // Explanation is what is known about a source.
 type Explanation struct {
 	Prefix  netip.Prefix         `json:"prefix"`
@@ -147,9 +144,11 @@ type Explanation struct {
 	Allowed *AllowInfo           `json:"allowed,omitempty"`
 	Blocked *BlockInfo           `json:"blocked,omitempty"` // the block that covers it
 	Waiting bool                 `json:"waiting_for_confirmation,omitempty"`
-	Inside  []BlockInfo          `json:"inside,omitempty"`  // blocks now that overlap it, bounded
-	History []BlockInfo          `json:"history,omitempty"` // earlier blocks, bounded
-	Recent  []Decision           `json:"recent,omitempty"`
+	// Stopped: no rule blocks anybody for now.
+	Stopped *Stop       `json:"stopped,omitempty"`
+	Inside  []BlockInfo `json:"inside,omitempty"`  // blocks now that overlap it, bounded
+	History []BlockInfo `json:"history,omitempty"` // earlier blocks, bounded
+	Recent  []Decision  `json:"recent,omitempty"`
 }
 
 // Status describes the daemon now.
@@ -161,13 +160,20 @@ func (g *Guard) Status(ctx context.Context) (s Status, err error) {
 func (g *Guard) status(ctx context.Context) Status {
 	now := time.Now()
 	s := Status{
-		Version: g.o.Version, PID: os.Getpid(), Started: g.started, Time: now, Mode: string(g.policy.Mode),
+		Version: g.o.Version, PID: os.Getpid(), Started: g.started, Time: now, Mode: string(g.mode()),
 		Count: g.det.Count(), Pressure: g.det.Pressure(), Counters: g.count, Detector: g.det.Stats(),
 		Pending: len(g.pending),
 	}
 	s.Capacity, s.CapacityFrom = g.det.Capacity()
 	if g.o.CapacityFrom != "" {
 		s.CapacityFrom = g.o.CapacityFrom
+	}
+	if g.trial.State != "" {
+		t := g.trial
+		s.Trial = &t
+	}
+	if stop := g.gate.standing.stop; stop.In(now) {
+		s.Stopped = &stop
 	}
 	s.Saturated = s.Pressure >= g.policy.Saturation.SaturatedAt
 	s.Holders = g.holders(10)
@@ -223,6 +229,14 @@ func (g *Guard) held() map[netip.Addr]int {
 	return held
 }
 
+// mode is the one in effect.
+func (g *Guard) mode() policy.Mode {
+	if g.enforce {
+		return policy.Enforce
+	}
+	return policy.Observe
+}
+
 func (g *Guard) socketStatus(ctx context.Context) SocketStatus {
 	if g.o.Sockets == nil {
 		return SocketStatus{Why: "confirm: off"}
@@ -242,8 +256,8 @@ func (g *Guard) socketStatus(ctx context.Context) SocketStatus {
 // warnings are the sentences that an operator should read before anything
 // else.
 func (g *Guard) warnings(s Status) []string {
-	var w []string
-	if !g.enforce {
+	w := g.gateWarnings(s.Time)
+	if g.policy.Mode != policy.Enforce {
 		w = append(w, "mode: observe: everything is decided and recorded, nothing is blocked; set mode: enforce in the policy when the decisions are right")
 	}
 	if s.Capacity > 0 && s.CapacityFrom == detector.CapacityAssumed {
@@ -333,7 +347,10 @@ func (g *Guard) Explain(ctx context.Context, p netip.Prefix) (e Explanation, err
 			e.Held = g.table.holding(p)
 		}
 		if a, ok := g.gate.allow.Overlaps(p); ok {
-			e.Allowed = &AllowInfo{a.Prefix, a.Why}
+			e.Allowed = &AllowInfo{Prefix: a.Prefix, Why: a.Why}
+		}
+		if stop := g.gate.standing.stop; stop.In(now) {
+			e.Stopped = &stop
 		}
 		installed := g.installed(ctx)
 		b, ok := g.blocks.real(p)

@@ -307,7 +307,7 @@ func (g *Guard) confirmed(v detector.Verdict, now time.Time) (string, bool) {
 			n = g.table.fresh[v.Source.Addr()]
 		} else {
 			for a, m := range g.table.fresh {
-				if v.Source.Contains(a) {
+				if v.Source.Contains(a) && !g.isAllowed(a) {
 					n.lasting += m.lasting
 					n.brief += m.brief
 				}
@@ -327,10 +327,10 @@ func (g *Guard) confirmed(v detector.Verdict, now time.Time) (string, bool) {
 		if now.Sub(s.at) > heldOver {
 			break
 		}
-		sum += count(s.held, v.Source)
+		sum += g.countOthers(s.held, v.Source)
 		n++
 	}
-	held := count(newest.held, v.Source)
+	held := g.countOthers(newest.held, v.Source)
 	// The score is a mean over the window: half of it, held in the last
 	// seconds, on a server that is under pressure, is what a true verdict
 	// shows at the least.
@@ -340,6 +340,22 @@ func (g *Guard) confirmed(v detector.Verdict, now time.Time) (string, bool) {
 		return "", true
 	}
 	return fmt.Sprintf("there %s holds %d of %d open connections (%.1f on average; %.1f are needed)", v.Source, held, newest.holding, mean, need), false
+}
+
+func (g *Guard) isAllowed(a netip.Addr) bool { _, ok := g.gate.allow.Contains(a); return ok }
+
+// countOthers is count without those who are allowed: what they do bears
+// nothing out.
+func (g *Guard) countOthers(m map[netip.Addr]int, p netip.Prefix) (n int) {
+	if _, ok := g.gate.allow.Overlaps(p); !ok || p.IsSingleIP() {
+		return count(m, p)
+	}
+	for a, c := range m {
+		if p.Contains(a) && !g.isAllowed(a) {
+			n += c
+		}
+	}
+	return n
 }
 
 // end ends the connections of prefixes that are blocked already.

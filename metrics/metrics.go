@@ -134,7 +134,7 @@ func New(s Sources) *Metrics {
 	// Those that alerts look at exist before the first of them.
 	for outcome, reasons := range map[guard.Outcome][]string{
 		guard.Blocked: {"operator"}, guard.Observed: {"operator"}, guard.Spared: {""}, guard.Unconfirmed: {""}, guard.Expired: {""},
-		guard.Refused: {"allowed", "too-wide", "no-ipv6", "max-blocks", "filter-full", "per-minute"},
+		guard.Refused: {"allowed", "too-wide", "no-ipv6", "max-blocks", "filter-full", "per-minute", "rules-stopped"},
 		guard.Failed:  {"store", "firewall"}, guard.Lifted: {"operator", "allowed"},
 	} {
 		for _, r := range reasons {

@@ -7,6 +7,9 @@ import (
 	"slices"
 
 	"github.com/gaissmai/bart"
+	"go4.org/netipx"
+
+	"github.com/smtpguard/smtpguard/allow"
 )
 
 // AllowEntry is a prefix that is never blocked, and why.
@@ -20,6 +23,15 @@ type AllowEntry struct {
 	Note string `json:"note,omitempty"`
 
 	fromFile bool // read from one of Policy.AllowFiles
+}
+
+// AllowName is a name whose addresses are never blocked. Reading a policy
+// does not look it up.
+type AllowName struct {
+	Name      allow.Name `json:"name"`
+	Why, Note string     // as in AllowEntry
+
+	fromFile bool
 }
 
 // Allowlist is a set of prefixes that are never blocked. It is immutable and
@@ -67,6 +79,40 @@ func (l *Allowlist) Overlaps(prefix netip.Prefix) (AllowEntry, bool) {
 		return e, true
 	}
 	return AllowEntry{}, false
+}
+
+// hole6 is the narrowest prefix that Without takes out of an IPv6 prefix: a
+// /64 is one network, if not one host, and a /48 without one address would
+// have eighty parts, each of its own length.
+const hole6 = 64
+
+// Without returns what is left of prefix when the entries inside it are taken
+// out (of IPv6 the /64 around a narrower one), as the fewest prefixes, sorted;
+// ok is false if nothing is left, or if the rest has more than most parts.
+func (l *Allowlist) Without(prefix netip.Prefix, most int) (rest []netip.Prefix, ok bool) {
+	var b netipx.IPSetBuilder
+	b.AddPrefix(prefix)
+	if l != nil {
+		if _, covered := l.table.LookupPrefix(prefix); covered {
+			return nil, false
+		}
+		n := 0
+		for p := range l.table.Subnets(prefix) {
+			if n++; n > 16*most {
+				return nil, false // neighbours could join to few parts; it is not worth the time
+			}
+			if p.Addr().Is6() && p.Bits() > hole6 {
+				p = netip.PrefixFrom(p.Addr(), hole6).Masked()
+			}
+			b.RemovePrefix(p)
+		}
+	}
+	set, err := b.IPSet()
+	if err != nil {
+		return nil, false
+	}
+	rest = set.Prefixes()
+	return rest, len(rest) > 0 && len(rest) <= most
 }
 
 // Contains reports whether an entry covers the address, and returns the

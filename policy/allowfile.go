@@ -7,28 +7,34 @@ import (
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v4"
+
+	"github.com/smtpguard/smtpguard/allow"
 )
 
 // Bounds of the allowlist with all its files.
 const (
 	maxAllowed    = 200_000 // entries
 	maxAllowFiles = 50
+	// MaxAllowNames bounds the names: each is looked up every few minutes.
+	MaxAllowNames = 100
 )
 
-// allowCodec is the setting allow: addresses, prefixes and "file:/path".
+// allowCodec is the setting allow: addresses, prefixes, names and
+// "file:/path".
 type allowCodec struct{ p *Policy }
 
-const allowWant = "a list of addresses, prefixes and file:/path, as in [192.0.2.7, 2001:db8::/32]"
+const allowWant = "a list of addresses, prefixes, dns:NAME, spf:DOMAIN and file:/path, as in [192.0.2.7, 2001:db8::/32]"
 
 func (c allowCodec) read(d *decoder, path string, n *yaml.Node) {
 	if !d.accept(path, n, yaml.SequenceNode, allowWant) {
 		return
 	}
 	var entries []AllowEntry
+	var names []AllowName
 	var files []AllowFile
 	for i, child := range n.Content {
 		at := fmt.Sprintf("%s[%d]", path, i)
-		if !d.accept(at, child, yaml.ScalarNode, "an address, a prefix or file:/path") {
+		if !d.accept(at, child, yaml.ScalarNode, "an address, a prefix, a name or file:/path") {
 			continue
 		}
 		note := noteOf(child.LineComment)
@@ -42,7 +48,8 @@ func (c allowCodec) read(d *decoder, path string, n *yaml.Node) {
 				break
 			}
 			files = append(files, AllowFile{Path: file, Note: note})
-			more, errs := readAllowFile(file, d.readFile, maxAllowed-len(entries))
+			more, moreNames, errs := readAllowFile(file, d.readFile, maxAllowed-len(entries))
+			names = append(names, moreNames...)
 			if len(errs) > 0 {
 				if errs[0].Line == 0 { // the file as a whole
 					d.fail(at, child, faultf(errs[0].Hint, "%s: %s", clip(file), errs[0].Msg))
@@ -59,21 +66,33 @@ func (c allowCodec) read(d *decoder, path string, n *yaml.Node) {
 			}
 			continue
 		}
+		why := "command line" // by Set
+		if child.Line > 0 {
+			why = fmt.Sprintf("%s:%d:%d", d.file, child.Line, child.Column)
+		}
+		if allow.IsName(child.Value) {
+			name, f := parseName(child.Value)
+			if f != nil {
+				d.fail(at, child, f)
+				continue
+			}
+			names = append(names, AllowName{Name: name, Why: why, Note: note})
+			continue
+		}
 		prefix, f := parseAllowed(child.Value)
 		if f != nil {
 			d.fail(at, child, f)
 			continue
-		}
-		why := "command line" // by Set
-		if child.Line > 0 {
-			why = fmt.Sprintf("%s:%d:%d", d.file, child.Line, child.Column)
 		}
 		entries = append(entries, AllowEntry{Prefix: prefix, Why: why, Note: note})
 	}
 	if len(entries) > maxAllowed {
 		d.fail(path, n, faultf(fmt.Sprintf("at most %d", maxAllowed), "allow has too many entries"))
 	}
-	c.p.Allow, c.p.AllowFiles = entries, files
+	if len(names) > MaxAllowNames {
+		d.fail(path, n, faultf(fmt.Sprintf("at most %d; a name may have many addresses", MaxAllowNames), "allow has too many names"))
+	}
+	c.p.Allow, c.p.AllowNames, c.p.AllowFiles = entries, names, files
 }
 
 func (c allowCodec) node() *yaml.Node {
@@ -90,6 +109,11 @@ func (c allowCodec) node() *yaml.Node {
 			add(showPrefix(e.Prefix), e.Note)
 		}
 	}
+	for _, e := range c.p.AllowNames {
+		if !e.fromFile {
+			add(string(e.Name), e.Note)
+		}
+	}
 	for _, f := range c.p.AllowFiles {
 		add("file:"+f.Path, f.Note)
 	}
@@ -99,21 +123,22 @@ func (c allowCodec) node() *yaml.Node {
 	return n
 }
 
-// readAllowFile reads one address or prefix a line; # begins a comment. The
-// simple lines of csf.allow are such lines, its filters with ports are not.
+// readAllowFile reads one address, prefix or name a line; # begins a comment.
+// The simple lines of csf.allow are such lines, its filters with ports are not.
 // It stops at most entries.
-func readAllowFile(path string, readFile func(string) ([]byte, error), most int) ([]AllowEntry, Errors) {
+func readAllowFile(path string, readFile func(string) ([]byte, error), most int) ([]AllowEntry, []AllowName, Errors) {
 	data, err := readFile(path)
 	if err != nil {
-		return nil, Errors{{File: path, Msg: err.Error(), Err: err}}
+		return nil, nil, Errors{{File: path, Msg: err.Error(), Err: err}}
 	}
 	if len(data) > maxFile {
-		return nil, Errors{{File: path, Msg: "the file is larger than 1 MiB"}}
+		return nil, nil, Errors{{File: path, Msg: "the file is larger than 1 MiB"}}
 	}
 	if !utf8.Valid(data) {
 		data = []byte(strings.ToValidUTF8(string(data), "\ufffd"))
 	}
 	var entries []AllowEntry
+	var names []AllowName
 	var errs Errors
 	number := 0
 	for line := range strings.Lines(strings.TrimPrefix(string(data), "\ufeff")) {
@@ -123,10 +148,22 @@ func readAllowFile(path string, readFile func(string) ([]byte, error), most int)
 		if value == "" {
 			continue
 		}
-		prefix, f := parseAllowed(value)
+		var f *fault
+		var prefix netip.Prefix
+		var name allow.Name
+		if allow.IsName(value) {
+			name, f = parseName(value)
+		} else {
+			prefix, f = parseAllowed(value)
+		}
 		switch {
+		case f == nil && name != "":
+			if len(names) <= MaxAllowNames { // one more is told by the reader of the list
+				names = append(names, AllowName{Name: name, Note: noteOf(comment), fromFile: true, Why: fmt.Sprintf("%s:%d", path, number)})
+			}
+			continue
 		case f == nil && len(entries) >= most:
-			return entries, append(errs, Error{File: path, Line: number, Column: 1,
+			return entries, names, append(errs, Error{File: path, Line: number, Column: 1,
 				Msg: "too many entries", Hint: fmt.Sprintf("the allowlist takes %d", maxAllowed)})
 		case f == nil:
 			entries = append(entries, AllowEntry{Prefix: prefix, Note: noteOf(comment), fromFile: true,
@@ -139,10 +176,10 @@ func readAllowFile(path string, readFile func(string) ([]byte, error), most int)
 		}
 		column := 1 + utf8.RuneCountInString(line[:strings.Index(line, value)])
 		if errs = append(errs, Error{File: path, Line: number, Column: column, Msg: f.msg, Hint: f.hint}); len(errs) > maxErrors {
-			return nil, errs
+			return nil, nil, errs
 		}
 	}
-	return entries, errs
+	return entries, names, errs
 }
 
 // noteOf makes a comment presentable: one line, printable, bounded.
@@ -161,12 +198,15 @@ func noteOf(comment string) string {
 	return strings.TrimSpace(comment)
 }
 
-func parseAllowed(s string) (netip.Prefix, *fault) {
-	for _, later := range []string{"dns:", "spf:"} {
-		if strings.HasPrefix(s, later) {
-			return netip.Prefix{}, faultf("list its addresses, or keep them in a file:/path", "%s entries are not supported in this version", later)
-		}
+func parseName(s string) (allow.Name, *fault) {
+	name, err := allow.Parse(s)
+	if err != nil {
+		return "", faultf("want a full name, as in dns:mail.example.org or spf:example.org", "%s", err.Error())
 	}
+	return name, nil
+}
+
+func parseAllowed(s string) (netip.Prefix, *fault) {
 	prefix, f := parsePrefix(s)
 	if f == nil && prefix.Bits() == 0 {
 		f = faultf("to block nobody, set mode: observe", "%s allows every address", prefix)

@@ -12,7 +12,7 @@ func TestAllowFile(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "allow.txt")
 	write(t, file, "\ufeff# CSF writes such a head\n"+
 		"192.0.2.7 # csf SSH installation/upgrade IP address - Mon Nov 23\r\n"+
-		"\n  198.51.100.0/24\t#\x1b[31mred\n2001:db8::/32#x\n")
+		"\n  198.51.100.0/24\t#\x1b[31mred\n2001:db8::/32#x\nDNS:Mail.example.org. # dynamic\nspf:example.com\n")
 	p, err := Parse("policy.yaml", []byte("allow:\n  - 203.0.113.1 # first\n  - file:"+file+" # office\n"))
 	if err != nil {
 		t.Fatal(err)
@@ -21,10 +21,15 @@ func TestAllowFile(t *testing.T) {
 	for _, e := range p.Allow {
 		fmt.Fprintf(&got, "%s|%s|%s\n", e.Prefix, strings.ReplaceAll(e.Why, file, "FILE"), e.Note)
 	}
+	for _, e := range p.AllowNames {
+		fmt.Fprintf(&got, "%s|%s|%s\n", e.Name, strings.ReplaceAll(e.Why, file, "FILE"), e.Note)
+	}
 	want := `203.0.113.1/32|policy.yaml:2:5|first
 192.0.2.7/32|FILE:2|csf SSH installation/upgrade IP address - Mon Nov 23
 198.51.100.0/24|FILE:4|[31mred
 2001:db8::/32|FILE:5|x
+dns:mail.example.org|FILE:6|dynamic
+spf:example.com|FILE:7|
 `
 	if got.String() != want {
 		t.Errorf("got:\n%swant:\n%s", got.String(), want)
@@ -90,6 +95,11 @@ func TestAllowIsBounded(t *testing.T) {
 	}
 	if reads > 3 {
 		t.Errorf("%d files were read after the limit", reads)
+	}
+	reads = 0
+	page = []byte(strings.Repeat("dns:a.example\n", maxFile/16))
+	if _, err := parse("policy.yaml", []byte(text.String()), read); err == nil || !strings.Contains(err.Error(), "too many names") {
+		t.Errorf("too many names: %v", err)
 	}
 	text.WriteString("  - file:/more\n")
 	read = func(string) ([]byte, error) { return nil, nil }

@@ -52,10 +52,11 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			t.Fatalf("%v\n%s", err, shown.Bytes())
 		}
-		if len(again.Allow) != len(p.Allow) {
+		if len(again.Allow) != len(p.Allow) || len(again.AllowNames) != len(p.AllowNames) {
 			t.Fatalf("%d allowed, then %d", len(p.Allow), len(again.Allow))
 		}
 		again.Allow, again.AllowFiles, p.Allow, p.AllowFiles = nil, nil, nil, nil
+		again.AllowNames, p.AllowNames = nil, nil
 		sameFields(t, again, p)
 	})
 }

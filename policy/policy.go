@@ -35,6 +35,14 @@ const (
 	BlockAll  BlockPorts = "all"  // every port and protocol
 )
 
+// Overlap says what becomes of a block with somebody in it who is allowed.
+type Overlap string
+
+const (
+	OverlapSplit  Overlap = "split"  // the rest of it is blocked
+	OverlapRefuse Overlap = "refuse" // nothing is
+)
+
 // Backend names a packet filter, as firewall.Open knows it.
 type Backend string
 
@@ -86,6 +94,9 @@ var LogCandidates = []string{
 // Policy is not valid; start from Default.
 type Policy struct {
 	Mode Mode
+	// Commit is how long an enforcing start waits for `smtpguard commit`
+	// before it lifts every block and only observes; 0: it waits for nothing.
+	Commit time.Duration
 	// Logs are absolute paths of Exim main logs, or Auto; at least one.
 	Logs []string
 	// Zone is the time zone of log lines that state none: Auto, "UTC" or an
@@ -107,6 +118,7 @@ type Policy struct {
 	// Allow are the prefixes that are never blocked, also those that the
 	// AllowFiles held when the policy was read.
 	Allow      []AllowEntry
+	AllowNames []AllowName // whose addresses are never blocked; at most MaxAllowNames
 	AllowFiles []AllowFile
 	Firewall   Firewall
 	Store      Store
@@ -141,7 +153,12 @@ type Block struct {
 	// MaxNewPerMinute is the largest number of blocks that verdicts may make
 	// in any 60 s.
 	MaxNewPerMinute int
-	Ports           BlockPorts
+	// MaxGoodShare is the largest share of the senders in good standing that
+	// rules may block within some minutes before they are stopped, 0 to 1; 1 is
+	// no limit.
+	MaxGoodShare float64
+	Overlap      Overlap
+	Ports        BlockPorts
 }
 
 // KnownGood says how senders that delivered mail are treated.
@@ -200,6 +217,8 @@ func Default() *Policy {
 			MaxPrefix6:      32,
 			MaxBlocks:       100_000,
 			MaxNewPerMinute: 200,
+			MaxGoodShare:    0.1,
+			Overlap:         OverlapSplit,
 			Ports:           BlockSMTP,
 		},
 		KnownGood: KnownGood{Factor: 2, MaxAge: 30 * day, Max: 100_000},

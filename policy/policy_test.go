@@ -83,6 +83,7 @@ func TestEmptyFileIsTheDefault(t *testing.T) {
 // another is a policy that has no setting at its default.
 const another = `
 mode: enforce
+commit: 5m
 logs: [/var/log/one, auto, "/var/log/with space: and # more"]
 zone: Europe/Berlin
 capacity: 250
@@ -104,10 +105,13 @@ block:
   max_prefix: {ipv4: /17, ipv6: /24}
   max_blocks: 5
   max_new_per_minute: 7
+  max_good_share: 0.25
+  overlap: refuse
   ports: all
 known_good: {factor: 1.5, max_age: 1h, max: 1}
 memory: 1GiB
 allow:
+  - dns:mail.example.org # a name
   - 192.0.2.7        # monitoring: "the old one"
   - 198.51.100.0/24
   - 2001:db8::/32  # office
@@ -170,6 +174,13 @@ func TestRoundTrip(t *testing.T) {
 				}
 				want := *p
 				want.Allow = slices.Clone(p.Allow)
+				want.AllowNames = slices.Clone(p.AllowNames)
+				for i := range want.AllowNames {
+					want.AllowNames[i].Why = again.AllowNames[i].Why
+					if form == "JSON" {
+						want.AllowNames[i].Note = ""
+					}
+				}
 				for i := range want.Allow { // the place is another one
 					want.Allow[i].Why = again.Allow[i].Why
 					if form == "JSON" {

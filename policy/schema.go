@@ -19,6 +19,7 @@ import (
 func schema(p *Policy) mapping {
 	return mapping{
 		{name: "mode", codec: word(&p.Mode, Observe, Enforce)},
+		{name: "commit", codec: span(&p.Commit, 0, 24*time.Hour)},
 		{name: "logs", codec: flow{list[string]{p: &p.Logs, what: "a list of files, as in [/var/log/exim_mainlog], or [auto]",
 			least: 1, most: 16, elem: logFile, check: noneTwice[string]}}},
 		{name: "zone", codec: text(&p.Zone, "auto, UTC or a zone name such as Europe/Berlin", checkZone)},
@@ -41,6 +42,8 @@ func schema(p *Policy) mapping {
 			}}},
 			{name: "max_blocks", codec: whole(&p.Block.MaxBlocks, 1, 1_000_000)},
 			{name: "max_new_per_minute", codec: whole(&p.Block.MaxNewPerMinute, 1, 1_000_000)},
+			{name: "max_good_share", codec: number(&p.Block.MaxGoodShare, 0, 1)},
+			{name: "overlap", codec: word(&p.Block.Overlap, OverlapSplit, OverlapRefuse)},
 			{name: "ports", codec: word(&p.Block.Ports, BlockSMTP, BlockAll)},
 		}},
 		{name: "known_good", codec: mapping{

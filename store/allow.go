@@ -10,9 +10,11 @@ import (
 )
 
 // AllowEntry is a source that an operator wants never to be blocked, beside
-// those that the policy names.
+// those that the policy names: a Prefix, or a Name such as
+// "dns:mail.example.org", which the store does not look into.
 type AllowEntry struct {
-	Prefix netip.Prefix `json:"prefix"`
+	Prefix netip.Prefix `json:"prefix,omitzero"`
+	Name   string       `json:"name,omitempty"`
 	Note   string       `json:"note,omitempty"`
 	By     string       `json:"by,omitempty"` // "NAME (uid N)"
 	Added  time.Time    `json:"added"`
@@ -23,8 +25,18 @@ type AllowEntry struct {
 // In reports whether the entry holds at t.
 func (e AllowEntry) In(t time.Time) bool { return e.Until.IsZero() || t.Before(e.Until) }
 
-// AllowAdd writes an entry in place of the one of exactly that prefix.
+// kindAllowName is the kind of the records of entries that are names.
+const kindAllowName = "allow-name"
+
+// AllowAdd writes an entry in place of the one of exactly that prefix or name.
 func (s *Store) AllowAdd(e AllowEntry) error {
+	if e.Name != "" {
+		v, err := json.Marshal(e)
+		if err != nil {
+			return err
+		}
+		return s.SetRecord(kindAllowName, e.Name, v)
+	}
 	err := s.update(func(tx *bbolt.Tx) (err error) {
 		if e.Prefix, err = normal(e.Prefix); err != nil {
 			return err
@@ -59,8 +71,14 @@ func (s *Store) AllowRemove(p netip.Prefix) (found bool, err error) {
 	return found, nil
 }
 
+// AllowRemoveName removes the entry of exactly that name, and reports whether
+// there was one.
+func (s *Store) AllowRemoveName(name string) (found bool, err error) {
+	return s.DropRecord(kindAllowName, name)
+}
+
 // AllowList returns all entries, those that have ended too, in the order of
-// their addresses. With ErrBadValue it has all others, and, where only the
+// their addresses, then of their names. With ErrBadValue it has all others, and, where only the
 // text is unreadable, the prefix from the key: an entry that protects somebody
 // is not lost for a broken note.
 func (s *Store) AllowList() (list []AllowEntry, err error) {
@@ -82,6 +100,16 @@ func (s *Store) AllowList() (list []AllowEntry, err error) {
 			list = append(list, e)
 			return nil
 		})
+	}))
+	bad.add(s.Records(kindAllowName, func(name string, v []byte) bool {
+		var e AllowEntry
+		if err := json.Unmarshal(v, &e); err != nil {
+			bad.bad(fmt.Sprintf("allowlist: %q", name), err)
+			e = AllowEntry{}
+		}
+		e.Prefix, e.Name = netip.Prefix{}, name
+		list = append(list, e)
+		return true
 	}))
 	return list, bad.join()
 }

@@ -18,6 +18,11 @@ type Block struct {
 	// ID is given by Store.Add, rising from 1.
 	ID     uint64       `json:"id"`
 	Prefix netip.Prefix `json:"prefix"`
+	// PartOf is the prefix that was to be blocked, where Prefix is one part of
+	// it because somebody in it is allowed; Part counts its parts from 1. The
+	// zero Prefix and 0 otherwise.
+	PartOf netip.Prefix `json:"part_of,omitzero"`
+	Part   int          `json:"part,omitempty"`
 	// Verdict is why; nil for a block by hand.
 	Verdict *detector.Verdict `json:"verdict,omitempty"`
 	// Reason is the operator's word, or the sentence that explains Verdict.
@@ -44,6 +49,14 @@ type Block struct {
 // Self is who made or lifted a block (By, and the beginning of LiftedBy)
 // when it was this program's own decision.
 const Self = "smtpguard"
+
+// Whole is the prefix that was to be blocked: PartOf, or Prefix itself.
+func (b Block) Whole() netip.Prefix {
+	if b.PartOf.IsValid() {
+		return b.PartOf
+	}
+	return b.Prefix
+}
 
 // End is when the block ended or will end: when it was lifted, else Until.
 func (b Block) End() time.Time {

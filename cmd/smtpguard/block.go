@@ -122,11 +122,11 @@ func (e *env) showOutcomes(c *cli.Context, out []guard.BlockOutcome) error {
 			fmt.Fprintln(e.stderr, err)
 		case err != nil:
 		case c.Bool("dry-run"):
-			fmt.Fprintf(e.stdout, "%s would be blocked until %s\n", b.Prefix, clock(b.Until))
+			fmt.Fprintf(e.stdout, "%s would be blocked until %s%s\n", b.Prefix, clock(b.Until), part(*b))
 		case b.Observed:
-			fmt.Fprintf(e.stdout, "%s is noted until %s, but nothing is dropped: mode is observe\n", b.Prefix, clock(b.Until))
+			fmt.Fprintf(e.stdout, "%s is noted until %s%s, but nothing is dropped: mode is observe\n", b.Prefix, clock(b.Until), part(*b))
 		default:
-			fmt.Fprintf(e.stdout, "%s is blocked until %s; %s\n", b.Prefix, clock(b.Until), count(b.Ended, "connection was ended", "connections were ended"))
+			fmt.Fprintf(e.stdout, "%s is blocked until %s%s; %s\n", b.Prefix, clock(b.Until), part(*b), count(b.Ended, "connection was ended", "connections were ended"))
 		}
 	}
 	if bad > 0 && len(out) > 1 {
@@ -346,9 +346,17 @@ func (e *env) blocksExport(c *cli.Context) error {
 // why is a block's reason in a few words.
 func why(b store.Block) string {
 	if v := b.Verdict; v != nil {
-		return fmt.Sprintf("%s: %s in %s", v.Rule, score(v.Metric, v.Score), policy.FormatDuration(v.Window))
+		return fmt.Sprintf("%s: %s in %s", v.Rule, score(v.Metric, v.Score), policy.FormatDuration(v.Window)) + part(b)
 	}
-	return b.By + ": " + b.Reason
+	return b.By + ": " + b.Reason + part(b)
+}
+
+// part says of which block this one is a part.
+func part(b store.Block) string {
+	if b.Part == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (part %d of %s)", b.Part, b.PartOf)
 }
 
 func (e *env) blocksShow(c *cli.Context) error {
@@ -393,6 +401,9 @@ func showBlock(out io.Writer, b guard.BlockInfo) {
 	}
 	row(b.Prefix.String(), "%s", state)
 	row("  why", "%s", b.Reason)
+	if b.Part > 0 {
+		row("  part", "%d of %s, in which somebody is allowed; `smtpguard unblock %s` lifts all parts", b.Part, b.PartOf, b.PartOf)
+	}
 	row("  by", "%s", b.By)
 	row("  since", "%s", clock(b.Since))
 	if b.State == guard.IsLifted {
@@ -434,100 +445,6 @@ func countOf(n int) string {
 		return ""
 	}
 	return " (slot " + strconv.Itoa(n) + ")"
-}
-
-func (e *env) allowCommand() *cli.Command {
-	return &cli.Command{
-		Name: "allow", Usage: "what must never be blocked",
-		Subcommands: []*cli.Command{
-			{Name: "list", Usage: "everything that is never blocked, and why", Action: e.allowList},
-			{Name: "add", Usage: "never block a source, and lift blocks that overlap it", ArgsUsage: "ADDRESS|PREFIX", Action: e.allowAdd,
-				Flags: []cli.Flag{
-					&cli.StringFlag{Name: "note", Usage: "note `TEXT` with it"},
-					&cli.StringFlag{Name: "for", Usage: "for `DURATION` only"},
-				}},
-			{Name: "remove", Usage: "take back what `allow add` did", ArgsUsage: "ADDRESS|PREFIX", Action: e.allowRemove},
-		},
-	}
-}
-
-func (e *env) allowList(c *cli.Context) error {
-	if err := noArgs(c); err != nil {
-		return err
-	}
-	g, err := e.guard(c)
-	if err != nil {
-		return err
-	}
-	list, err := g.Allowed(c.Context)
-	if err != nil {
-		return err
-	}
-	w := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
-	for _, a := range list {
-		if c.Bool("json") {
-			if err := e.json(a); err != nil {
-				return err
-			}
-			continue
-		}
-		fmt.Fprintf(w, "%s\t%s\n", a.Prefix, a.Why)
-	}
-	return w.Flush()
-}
-
-func (e *env) allowAdd(c *cli.Context) error {
-	p, err := oneSource(c)
-	if err != nil {
-		return err
-	}
-	if err := control.Printable(c.String("note")); err != nil {
-		return &usageError{"--note: " + err.Error()}
-	}
-	entry := store.AllowEntry{Prefix: p, Note: c.String("note"), By: control.Operator(os.Getuid()), Added: time.Now()}
-	if s := c.String("for"); s != "" {
-		d, err := policy.ParseDuration(s)
-		if err != nil || d < time.Second {
-			return &usageError{fmt.Sprintf("--for %s: want a duration such as 30m, 12h or 7d", s)}
-		}
-		entry.Until = time.Now().Add(d)
-	}
-	g, err := e.guard(c)
-	if err != nil {
-		return err
-	}
-	lifted, err := g.Allow(c.Context, entry)
-	if err := errors.Join(e.lifted(c, lifted), err); err != nil {
-		return err
-	}
-	if c.Bool("json") {
-		return e.json(map[string]any{"allowed": entry})
-	}
-	fmt.Fprintf(e.stdout, "%s is never blocked\n", p)
-	return nil
-}
-
-func (e *env) allowRemove(c *cli.Context) error {
-	p, err := oneSource(c)
-	if err != nil {
-		return err
-	}
-	g, err := e.guard(c)
-	if err != nil {
-		return err
-	}
-	found, err := g.Disallow(c.Context, p)
-	if err != nil {
-		return err
-	}
-	if !found {
-		return &answerNo{p.String() + " was not added by `smtpguard allow add`"}
-	}
-	if c.Bool("json") {
-		return e.json(map[string]any{"removed": p})
-	}
-	fmt.Fprintf(e.stdout, "%s may be blocked again\n", p)
-	return nil
 }
 
 // clock shows a time in the local zone, with the offset: logs and people

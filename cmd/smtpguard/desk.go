@@ -96,6 +96,11 @@ func openDesk(p *policy.Policy, st *store.Store, allowed func() []netip.Prefix, 
 
 // reportBlock is a block as far as reports are concerned.
 func reportBlock(b store.Block) abuse.Block {
+	if b.Part > 1 && b.Verdict != nil { // the first part has told the numbers of the whole
+		v := *b.Verdict
+		v.Opens, v.Refused, v.Accepted = 0, 0, 0
+		b.Verdict = &v
+	}
 	return abuse.Block{ID: b.ID, Prefix: b.Prefix, Verdict: b.Verdict, Since: b.Since, Until: b.Until, Lifted: b.Lifted,
 		Pardoned: b.Pardoned(), Observed: b.Observed}
 }
@@ -157,7 +162,13 @@ func allowedNow(ctx context.Context, g *guard.Guard) func() []netip.Prefix {
 		defer cancel()
 		infos, err := g.Allowed(short)
 		for _, i := range infos {
-			list = append(list, i.Prefix)
+			if i.Named == nil {
+				list = append(list, i.Prefix)
+				continue
+			}
+			for _, k := range i.Named.Prefixes {
+				list = append(list, k.Prefix)
+			}
 		}
 		return list, err
 	})

@@ -77,6 +77,9 @@ func showExplanation(out io.Writer, x guard.Explanation) {
 		row("  allowed", "%s is never blocked: %s", x.Allowed.Prefix, x.Allowed.Why)
 	}
 	w.Flush()
+	if x.Stopped != nil {
+		fmt.Fprintf(out, "  no rule blocks anybody until %s: %s; `smtpguard resume` ends that\n", clock(x.Stopped.Until), x.Stopped.Why)
+	}
 	showScores(out, x.Now)
 	if x.Held >= 0 {
 		fmt.Fprintf(out, "  the kernel's socket table shows %s\n", count(x.Held, "connection that holds a slot", "connections that hold slots"))

@@ -47,6 +47,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		Commands: []*cli.Command{
 			e.runCommand(), e.replayCommand(), e.statusCommand(), e.topCommand(), e.explainCommand(),
 			e.blocksCommand(), e.blockCommand(), e.unblockCommand(), e.allowCommand(),
+			e.commitCommand(), e.resumeCommand(),
 			e.reportsCommand(), e.firewallCommand(), e.policyCommand(), e.versionCommand(),
 			e.doctorCommand(), e.diagnoseCommand(),
 		},

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -85,7 +86,9 @@ func (e *env) guard(c *cli.Context) (control.Guard, error) {
 	if err != nil {
 		return nil, err
 	}
-	o := guard.Options{Policy: p, Store: st, OpenFirewall: openFirewall(p, st, nil), Version: programVersion()}
+	var enforce atomic.Bool
+	enforce.Store(p.Mode == policy.Enforce)
+	o := guard.Options{Policy: p, Store: st, OpenFirewall: openFirewall(p, &enforce, st, nil), Version: programVersion()}
 	if o.Teller, err = csfTeller(p); err != nil {
 		return nil, errors.Join(err, st.Close())
 	}
@@ -109,13 +112,14 @@ func (e *env) guard(c *cli.Context) (control.Guard, error) {
 }
 
 // openFirewall returns what opens the packet filter of the policy and tells
-// why it is this one. In observe mode it is one that drops nothing, unless
+// why it is this one. enforce is whether the mode is enforce, which a reload
+// can change. In observe mode it is one that drops nothing, unless
 // blocks of an earlier enforce mode are still in force: those stay until they
 // end or are lifted.
-func openFirewall(p *policy.Policy, st *store.Store, tell func(why string)) func(context.Context, []netip.Prefix, int) (firewall.Firewall, error) {
+func openFirewall(p *policy.Policy, enforce *atomic.Bool, st *store.Store, tell func(why string)) func(context.Context, []netip.Prefix, int) (firewall.Firewall, error) {
 	return func(ctx context.Context, allow []netip.Prefix, entries int) (firewall.Firewall, error) {
 		name, why := string(p.Firewall.Backend), ""
-		if p.Mode != policy.Enforce {
+		if !enforce.Load() {
 			old, err := st.InForce(time.Now())
 			if err != nil {
 				return nil, err

@@ -77,7 +77,7 @@ func (e *env) policyCheck(c *cli.Context) error {
 		return e.json(map[string]any{"file": path, "right": true})
 	}
 	fmt.Fprintf(e.stdout, "%s is right: mode %s, %s, %s on the allowlist\n", path, p.Mode,
-		count(len(p.Rules), "rule", "rules"), count(len(p.Allow), "entry", "entries"))
+		count(len(p.Rules), "rule", "rules"), count(len(p.Allow)+len(p.AllowNames), "entry", "entries"))
 	return nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -35,6 +36,7 @@ func (e *env) runCommand() *cli.Command {
 			&cli.StringFlag{Name: "mode", Usage: "`MODE` is observe or enforce"},
 			&cli.StringFlag{Name: "backend", Usage: "packet filter `NAME`"},
 			&cli.StringFlag{Name: "capacity", Usage: "the server has `N` slots (smtp_accept_max)"},
+			&cli.StringFlag{Name: "commit", Usage: "lift every block again unless `smtpguard commit` is said within `DURATION` of the first enforce"},
 			&cli.StringFlag{Name: "confirm", Usage: "confirm verdicts by `sockets`, or off"},
 		},
 		Action: e.run,
@@ -47,7 +49,7 @@ func (e *env) runPolicy(c *cli.Context) (*policy.Policy, error) {
 	if err != nil {
 		return nil, err
 	}
-	for flag, key := range map[string]string{"mode": "mode", "confirm": "confirm", "backend": "firewall.backend", "capacity": "capacity"} {
+	for flag, key := range map[string]string{"mode": "mode", "commit": "commit", "confirm": "confirm", "backend": "firewall.backend", "capacity": "capacity"} {
 		if c.IsSet(flag) {
 			if err := p.Set(key, c.String(flag)); err != nil {
 				return nil, &usageError{fmt.Sprintf("--%s: %v", flag, err)}
@@ -106,10 +108,12 @@ func (e *env) run(c *cli.Context) (err error) {
 	}
 	defer l.Close()
 	var why string
+	var enforce atomic.Bool
+	enforce.Store(p.Mode == policy.Enforce)
 	ready := make(chan struct{})
 	o := guard.Options{
 		Policy: p, Store: st, Log: log, Version: programVersion(),
-		OpenFirewall: openFirewall(p, st, func(w string) { why = w }),
+		OpenFirewall: openFirewall(p, &enforce, st, func(w string) { why = w }),
 		Notify: func(state string) {
 			_, _ = daemon.SdNotify(false, state)
 			if state == daemon.SdNotifyReady {
@@ -153,7 +157,7 @@ func (e *env) run(c *cli.Context) (err error) {
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(c.Context), 10*time.Second)
 		defer cancel()
-		err = errors.Join(err, g.Close(ctx, p.Firewall.OnStop == policy.Remove && p.Mode == policy.Enforce))
+		err = errors.Join(err, g.Close(ctx, p.Firewall.OnStop == policy.Remove && enforce.Load()))
 	}()
 	log.Info("smtpguard starts", "version", programVersion(), "mode", string(p.Mode), "backend", g.Backend(), "because", why,
 		"logs", logs, "capacity", o.Capacity, "capacity_from", o.CapacityFrom, "zone", zone.String())
@@ -199,7 +203,7 @@ func (e *env) run(c *cli.Context) (err error) {
 			case <-ctx.Done():
 				return
 			case <-hup:
-				e.reload(ctx, c, g, log)
+				e.reload(ctx, c, g, &enforce, log)
 			}
 		}
 	}()
@@ -212,10 +216,16 @@ func (e *env) run(c *cli.Context) (err error) {
 }
 
 // reload reads the policy again. A policy with faults changes nothing.
-func (e *env) reload(ctx context.Context, c *cli.Context, g *guard.Guard, log *slog.Logger) {
+func (e *env) reload(ctx context.Context, c *cli.Context, g *guard.Guard, enforce *atomic.Bool, log *slog.Logger) {
 	p, err := e.runPolicy(c)
 	if err == nil {
 		var later []string
+		before := enforce.Swap(p.Mode == policy.Enforce)
+		defer func() {
+			if err != nil {
+				enforce.Store(before)
+			}
+		}()
 		if later, err = g.Reload(ctx, p); err == nil {
 			log.Info("the policy is read again", "needs_restart", later)
 			return

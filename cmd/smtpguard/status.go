@@ -46,6 +46,12 @@ func (e *env) showStatus(s guard.Status) {
 		fmt.Fprintf(w, "%s\t"+format+"\n", append([]any{name}, args...)...)
 	}
 	row("smtpguard", "%s, pid %d, up %s, mode %s", s.Version, s.PID, span(s.Time.Sub(s.Started)), s.Mode)
+	if t := s.Trial; t != nil && t.State == guard.OnTrial {
+		row("on trial", "every block is lifted in %s, at %s, without `smtpguard commit`", span(t.Until.Sub(s.Time)), clock(t.Until))
+	}
+	if s.Stopped != nil {
+		row("RULES STOPPED", "until %s (`smtpguard resume`)", clock(s.Stopped.Until))
+	}
 	full := ""
 	if s.Saturated {
 		full = ", SATURATED"

@@ -1,0 +1,221 @@
+package guard
+
+import (
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/smtpguard/smtpguard/detector"
+	"github.com/smtpguard/smtpguard/policy"
+	"github.com/smtpguard/smtpguard/store"
+)
+
+const around7 = "203.0.113.0/30 203.0.113.4/31 203.0.113.6/32 203.0.113.8/29 203.0.113.16/28 203.0.113.32/27 203.0.113.64/26 203.0.113.128/25"
+
+// A flood from a net with somebody allowed in it: the rest of the net is
+// blocked, as one block as far as people are concerned.
+func TestSplit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(p *policy.Policy) {
+			p.Allow = []policy.AllowEntry{{Prefix: netip.MustParsePrefix("203.0.113.7/32"), Why: "policy.yaml:3:4"}}
+		})
+		stop := w.run()
+		defer func() { stop() }()
+		ctx := t.Context()
+		for _, a := range []string{"203.0.113.2", "203.0.113.7", "203.0.113.9", "203.0.113.77", "203.0.113.78", "203.0.113.200", "203.0.113.201"} {
+			w.k.open(a, 13) // of 100: each is below what is a hog
+		}
+		time.Sleep(40 * time.Second)
+		w.want(around7)
+		if n := w.k.left(); n != 13 {
+			t.Errorf("%d connections are left, want those of the allowed one", n)
+		}
+		list, err := w.g.Blocks(ctx)
+		if err != nil || len(list) != 8 {
+			t.Fatalf("%d blocks, %v", len(list), err)
+		}
+		whole := netip.MustParsePrefix("203.0.113.0/24")
+		for i, b := range list {
+			if b.PartOf != whole || b.Part != i+1 || b.Whole() != whole || b.Offence != 1 || b.Verdict == nil || b.Until != list[0].Until || b.State != InForce {
+				t.Errorf("part %d: %+v", i, b)
+			}
+		}
+		s, _ := w.g.Status(ctx)
+		if s.Counters.Leaks != 0 || s.Counters.Blocked != 8 {
+			t.Errorf("%+v", s.Counters)
+		}
+
+		// What is left of a net that is blocked in parts already is nothing new.
+		time.Sleep(time.Minute)
+		w.want(around7)
+		if again, _ := w.g.Status(ctx); again.Counters.Blocked != 8 || again.Counters.Refused != s.Counters.Refused {
+			t.Errorf("%+v", again.Counters)
+		}
+
+		// It stays so through a restart, and is lifted by its name.
+		stop()
+		w.start()
+		stop = w.run()
+		w.want(around7)
+		if _, err := w.g.Unblock(ctx, netip.MustParsePrefix("203.0.113.9/32"), "root"); err == nil || err.(*CoveredError).By != whole {
+			t.Errorf("unblock of a member: %v", err)
+		}
+		if lifted, err := w.g.Unblock(ctx, whole, "root"); err != nil || len(lifted) != 8 {
+			t.Errorf("%d lifted, %v", len(lifted), err)
+		}
+		w.want("")
+	})
+}
+
+// The neighbours of somebody who is allowed are not blocked for what he does.
+func TestSplitSparesNeighbours(t *testing.T) {
+	for name, c := range map[string]struct {
+		allowed, each int // slots
+		want          string
+	}{
+		"his slots":   {9, 2, ""},
+		"their slots": {4, 5, around7},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, func(p *policy.Policy) {
+					p.Allow = []policy.AllowEntry{{Prefix: netip.MustParsePrefix("203.0.113.7/32"), Why: "policy.yaml:3:4"}}
+				})
+				defer w.run()()
+				w.k.open("203.0.113.7", c.allowed)
+				left := 100 - c.allowed
+				for _, a := range []string{"203.0.113.2", "203.0.113.9", "203.0.113.77", "203.0.113.200"} {
+					w.k.open(a, c.each)
+					left -= c.each
+				}
+				for i := range left {
+					w.k.open(netip.AddrFrom4([4]byte{198, 51, byte(i), 1}).String(), 1)
+				}
+				time.Sleep(45 * time.Second)
+				w.want(c.want)
+				if s, err := w.g.Status(t.Context()); err != nil || s.Counters.Refused == 0 {
+					t.Errorf("%+v, %v", s.Counters, err) // at the threshold, with his slots
+				}
+			})
+		})
+	}
+}
+
+func TestSplitByHand(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(p *policy.Policy) {
+			p.Block.MaxBlocks = 20
+			p.Allow = []policy.AllowEntry{
+				{Prefix: netip.MustParsePrefix("203.0.113.7/32"), Why: "policy.yaml:3:4"},
+				{Prefix: netip.MustParsePrefix("2001:db8:0:5::9/128"), Why: "policy.yaml:4:4"},
+			}
+			for i := range 40 { // every fourth address of a net
+				p.Allow = append(p.Allow, policy.AllowEntry{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(4 * i)}), 32)})
+			}
+		})
+		defer w.run()()
+		ctx := t.Context()
+		ask := func(p string) ([]BlockOutcome, error) {
+			return w.g.Block(ctx, []BlockRequest{{Prefix: netip.MustParsePrefix(p), For: time.Hour, By: "root"}}, false)
+		}
+		for p, why := range map[string]string{
+			"203.0.113.7/32":      "all of it is allowed",
+			"192.0.2.0/24":        "this machine is in it",
+			"198.51.100.0/24":     "too many parts",
+			"2001:db8:0:5::/64":   "IPv6 has no smaller net",
+			"203.0.0.0/8":         "too wide",
+			"2001:db8:0:5::9/128": "allowed",
+		} {
+			if out, err := ask(p); err != nil || len(out) != 1 || out[0].Refused == "" {
+				t.Errorf("%s (%s): %+v, %v", p, why, out, err)
+			}
+		}
+		w.want("")
+		if out, err := ask("2001:db8::/61"); err != nil || len(out) != 3 {
+			t.Errorf("%+v, %v", out, err)
+		}
+		w.want("2001:db8::/62 2001:db8:0:4::/64 2001:db8:0:6::/63")
+		if out, err := ask("203.0.113.0/24"); err != nil || len(out) != 8 || out[7].Block == nil || out[7].Block.Part != 8 {
+			t.Errorf("%+v, %v", out, err)
+		}
+		if out, err := ask("203.0.113.0/24"); err != nil || len(out) != 8 { // again: replaced
+			t.Errorf("%+v, %v", out, err)
+		}
+		in, err := w.st.InForce(time.Now())
+		if err != nil || len(in) != 11 {
+			t.Errorf("%d in force, %v", len(in), err)
+		}
+		if out, err := ask("203.0.0.0/16"); err != nil || len(out) != 1 || out[0].Refused == "" {
+			t.Errorf("more than max_blocks: %+v, %v", out, err)
+		}
+		// Somebody else inside is allowed: his part goes.
+		lifted, err := w.g.Allow(ctx, store.AllowEntry{Prefix: netip.MustParsePrefix("203.0.113.130/32"), By: "root"})
+		if err != nil || len(lifted) != 1 || lifted[0].Prefix.String() != "203.0.113.128/25" {
+			t.Errorf("%+v, %v", lifted, err)
+		}
+	})
+}
+
+// A replay splits as the daemon does.
+func TestSplitReplay(t *testing.T) {
+	p := policy.Default()
+	p.Allow = []policy.AllowEntry{{Prefix: netip.MustParsePrefix("203.0.113.7/32"), Why: "test"}}
+	r, err := NewReplay(p, 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []netip.Prefix
+	r.OnBlock = func(b store.Block) {
+		got = append(got, b.Prefix)
+		if b.Whole().String() != "203.0.113.0/24" {
+			t.Errorf("%+v", b)
+		}
+	}
+	at := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
+	n := 0
+	for _, last := range []byte{2, 7, 9, 77, 78, 200, 201} {
+		for i := range 13 {
+			n++
+			r.Observe(&detector.Event{Time: at, Kind: detector.Opened, Source: netip.AddrFrom4([4]byte{203, 0, 113, last}), Port: uint16(2000 + i), Count: n})
+		}
+	}
+	for i := range 30 {
+		r.Observe(&detector.Event{Time: at.Add(time.Duration(i) * time.Second), Kind: detector.Tick})
+	}
+	if join(got) != around7 {
+		t.Errorf("blocked %s, want %s", join(got), around7)
+	}
+}
+
+// A block lasts a second at least, and what has run out but was not swept yet
+// is not lifted any more.
+func TestShortBlocks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		defer w.run()()
+		time.Sleep(600 * time.Millisecond)
+		for _, d := range []time.Duration{1, time.Millisecond, 999 * time.Millisecond, time.Second} {
+			if o := w.block("203.0.113.1/32", d); o.Block == nil || time.Until(o.Block.Until) < time.Second || time.Until(o.Block.Until) >= 2*time.Second {
+				t.Errorf("%v: %+v", d, o.Block)
+			}
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil) // does not run, hence does not sweep
+		defer func() { w.st.Close() }()
+		ctx := t.Context()
+		o := w.block("203.0.113.9/32", 5*time.Second)
+		time.Sleep(time.Until(o.Block.Until))
+		if lifted, err := w.g.Unblock(ctx, o.Prefix, "root"); err != nil || len(lifted) != 0 {
+			t.Errorf("lifted %+v, %v", lifted, err)
+		}
+		if _, err := w.g.Allow(ctx, store.AllowEntry{Prefix: netip.MustParsePrefix("203.0.113.0/24"), By: "root"}); err != nil {
+			t.Error(err)
+		}
+		b, err := w.st.Block(o.Block.ID)
+		if err != nil || !b.Lifted.IsZero() {
+			t.Errorf("%+v, %v", b, err)
+		}
+	})
+}

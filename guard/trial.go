@@ -1,0 +1,250 @@
+package guard
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/smtpguard/smtpguard/firewall"
+	"github.com/smtpguard/smtpguard/policy"
+	"github.com/smtpguard/smtpguard/store"
+)
+
+// Trial is a first enforce that waits for the operator's word, as a router
+// waits for the confirmation of a new configuration: whoever locked himself
+// out cannot give it. The zero Trial is none.
+//
+// It is in the store before the first block. A restart neither makes it
+// longer nor forgets that it ended; only an operator's Commit, or a time in
+// mode: observe, lets the next one begin.
+type Trial struct {
+	State TrialState `json:"state"`
+	Since time.Time  `json:"since"`
+	// Until is when it ends, or ended, without the operator's word.
+	Until time.Time `json:"until"`
+	// By is who gave it, where State is Committed.
+	By string `json:"by,omitempty"`
+}
+
+// TrialState is how far a Trial is.
+type TrialState string
+
+const (
+	OnTrial   TrialState = "running"   // enforced until Until
+	Committed TrialState = "committed" // enforced for good
+	TrialOver TrialState = "over"      // nobody gave his word: observed since
+)
+
+// over reports whether a trial ended without the operator's word.
+func (t *Trial) over(now time.Time) bool {
+	return t.State == TrialOver || t.State == OnTrial && !now.Before(t.Until)
+}
+
+// keyTrial is where the store has the Trial.
+const keyTrial = "trial"
+
+// loadTrial reads how far an earlier Guard's trial is. What cannot be read is
+// taken as over: better no block than one that nobody stands for.
+func (g *Guard) loadTrial() {
+	v, err := g.o.Store.Meta(keyTrial)
+	if err == nil && v != nil {
+		err = json.Unmarshal(v, &g.trial)
+	}
+	if err != nil {
+		g.fault("reading how far the trial of mode: enforce is; it is taken as over", err)
+		g.trial = Trial{State: TrialOver}
+	}
+}
+
+func (g *Guard) saveTrial(t Trial) error {
+	v, err := json.Marshal(t)
+	if err == nil {
+		err = g.o.Store.SetMeta(keyTrial, v)
+	}
+	if err != nil {
+		return fmt.Errorf("writing down how far the trial of mode: enforce is: %w", err)
+	}
+	g.trial = t
+	return nil
+}
+
+// beginTrial begins the trial of an enforcing start if the policy wants one
+// and there was none yet; in mode: observe it forgets an earlier one.
+func (g *Guard) beginTrial(now time.Time) error {
+	switch {
+	case g.policy.Mode != policy.Enforce:
+		if g.trial == (Trial{}) {
+			return nil
+		}
+		return g.saveTrial(Trial{})
+	case g.policy.Commit == 0 || g.trial.State != "":
+	default:
+		if err := g.saveTrial(Trial{State: OnTrial, Since: now, Until: now.Add(g.policy.Commit)}); err != nil {
+			return err
+		}
+	}
+	if g.trial.State == OnTrial && !g.trial.over(now) {
+		g.log.Warn("mode: enforce is on trial: without `smtpguard commit` every block is lifted", "at", g.trial.Until.Format(time.RFC3339))
+	}
+	return nil
+}
+
+// watchTrial ends the trial when its time is up.
+func (g *Guard) watchTrial(ctx context.Context, now time.Time) {
+	if g.trial.State == OnTrial && g.trial.over(now) {
+		g.endTrial(ctx, now)
+	}
+}
+
+// endTrial lifts every block and goes on observing, whatever else fails: that
+// is what the operator relies on who cannot reach the machine.
+func (g *Guard) endTrial(ctx context.Context, now time.Time) {
+	g.enforce = false
+	why := fmt.Sprintf("nobody gave the word (`smtpguard commit`) within %s of the first enforce", g.trial.Until.Sub(g.trial.Since).Round(time.Second))
+	over := g.trial
+	over.State = TrialOver
+	if err := g.saveTrial(over); err != nil {
+		g.fault("ending the trial; a restart ends it again", err)
+		g.trial = over
+	}
+	var out []store.Block
+	for _, b := range g.blocks.all() {
+		if b.InForce(now) {
+			b.LiftedBy = store.Self + ": " + why
+			out = append(out, b)
+		}
+	}
+	g.pending = nil
+	g.log.Error("the trial of mode: enforce is over: every block is lifted, and from now on it is only observed",
+		"why", why, "blocks", len(out), "hint", "`smtpguard commit` enforces for good, `smtpguard commit --for 10m` tries again")
+	if len(out) > 0 {
+		if err := g.lift(ctx, out, now); err != nil {
+			g.fault("lifting every block at the end of the trial", err)
+			g.letGo(ctx, out)
+		}
+	}
+	g.tellSystemd()
+}
+
+// letGo takes blocks out of memory and the packet filter though the store
+// still has them.
+func (g *Guard) letGo(ctx context.Context, out []store.Block) {
+	var b firewall.Batch
+	for _, o := range out {
+		if now, ok := g.blocks.get(o.Prefix); !ok || now.Observed {
+			continue
+		}
+		g.blocks.remove(o.Prefix)
+		g.drift.forget(o.Prefix)
+		b.Unset = append(b.Unset, o.Prefix)
+	}
+	if len(b.Unset) > 0 && g.change(ctx, b) != nil {
+		g.drift.suspect = true
+	}
+}
+
+// ErrNoTrial: there is nothing that waits for the operator's word.
+var ErrNoTrial = errors.New("mode: enforce is not on trial, and was not: there is nothing to commit")
+
+// Commit is the operator's word that enforcing is right: it ends the trial, or
+// takes up enforcing again after it was over. With again it begins the trial
+// anew from now on instead, for so long.
+func (g *Guard) Commit(ctx context.Context, by string, again time.Duration) (t Trial, err error) {
+	doErr := g.do(ctx, func(context.Context) {
+		now := time.Now()
+		switch {
+		case again < 0 || again > 24*time.Hour:
+			err = errors.New("a trial lasts a day at most")
+			return
+		case g.policy.Mode != policy.Enforce || g.trial.State == "" || g.trial.State == Committed && again == 0:
+			t, err = g.trial, ErrNoTrial
+			return
+		}
+		next := Trial{State: Committed, Since: g.trial.Since, Until: g.trial.Until, By: by}
+		if again > 0 {
+			next = Trial{State: OnTrial, Since: now, Until: now.Add(again)}
+		}
+		if err = g.saveTrial(next); err != nil {
+			return
+		}
+		t = next
+		if !g.enforce {
+			g.enforceNow()
+		}
+		g.log.Info("mode: enforce has the operator's word", "state", string(t.State), "by", by)
+		g.tellSystemd()
+	})
+	return t, errors.Join(doErr, err)
+}
+
+// enforceNow goes over from observing to enforcing. What was only looked at
+// makes no difference from now on.
+func (g *Guard) enforceNow() {
+	g.enforce = true
+	var seen []netip.Prefix
+	for _, b := range g.blocks.all() {
+		if b.Observed {
+			seen = append(seen, b.Prefix)
+		}
+	}
+	for _, p := range seen {
+		g.blocks.remove(p)
+	}
+}
+
+// setMode goes over to the policy's mode without a restart. To enforce needs
+// another packet filter than to observe; blocks of an enforcing time stay in
+// force in mode: observe, as after a restart, until they end or are lifted.
+func (g *Guard) setMode(ctx context.Context, now time.Time) error {
+	if g.policy.Mode == policy.Enforce {
+		if err := g.openFilter(ctx, g.filterAllow(), g.filterEntries()); err != nil {
+			return err
+		}
+	}
+	if err := g.beginTrial(now); err != nil {
+		return err
+	}
+	if g.policy.Mode == policy.Enforce && !g.trial.over(now) {
+		g.enforceNow()
+	} else {
+		g.enforce = false
+	}
+	g.tellSystemd()
+	return nil
+}
+
+// tellSystemd says in `systemctl status` what nobody should have to look for.
+func (g *Guard) tellSystemd() {
+	now := time.Now()
+	switch {
+	case g.trial.State == TrialOver && g.policy.Mode == policy.Enforce:
+		g.notify("STATUS=observing: the trial of mode: enforce ended without `smtpguard commit`")
+	case g.trial.State == OnTrial && g.enforce:
+		g.notify("STATUS=enforcing on trial until " + g.trial.Until.Format(time.RFC3339) + ", then every block is lifted without `smtpguard commit`")
+	case g.gate.standing.stop.In(now):
+		g.notify("STATUS=rules block nothing until " + g.gate.standing.stop.Until.Format(time.RFC3339) + ": see `smtpguard status`")
+	case g.enforce:
+		g.notify("STATUS=enforcing")
+	default:
+		g.notify("STATUS=observing")
+	}
+}
+
+// gateWarnings are the sentences about what keeps this program from blocking.
+func (g *Guard) gateWarnings(now time.Time) (w []string) {
+	switch {
+	case g.policy.Mode != policy.Enforce:
+	case g.trial.over(now):
+		w = append(w, fmt.Sprintf("the trial of mode: enforce ended at %s without `smtpguard commit`: every block was lifted, and nothing is blocked; `smtpguard commit` enforces, `smtpguard commit --for 10m` tries again",
+			g.trial.Until.Format(time.RFC3339)))
+	case g.trial.State == OnTrial:
+		w = append(w, fmt.Sprintf("mode: enforce is on trial: every block is lifted at %s unless you say `smtpguard commit`", g.trial.Until.Format(time.RFC3339)))
+	}
+	if s := g.gate.standing.stop; s.In(now) {
+		w = append(w, fmt.Sprintf("RULES BLOCK NOTHING until %s: %s; put the rule right, then `smtpguard resume`", s.Until.Format(time.RFC3339), s.Why))
+	}
+	return append(w, g.nameWarnings(now)...)
+}

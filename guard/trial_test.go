@@ -1,0 +1,224 @@
+package guard
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/smtpguard/smtpguard/policy"
+)
+
+func trialWorld(t *testing.T, commit time.Duration) *world {
+	return newWorld(t, func(p *policy.Policy) { p.Commit = commit })
+}
+
+func (w *world) status() Status {
+	w.t.Helper()
+	s, err := w.g.Status(w.t.Context())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return s
+}
+
+// Nobody gives the word: all blocks go, those by hand too, and what comes then
+// is only observed, also after a restart.
+func TestTrialRunsOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := trialWorld(t, 10*time.Minute)
+		var told []string
+		w.g.o.Notify = func(s string) {
+			if strings.HasPrefix(s, "STATUS=") {
+				told = append(told, s)
+			}
+		}
+		stop := w.run()
+		defer func() { stop() }()
+		w.k.flood()
+		time.Sleep(time.Minute)
+		w.block("198.51.100.0/24", time.Hour)
+		w.want("198.51.100.0/24 " + five)
+		if s := w.status(); s.Mode != "enforce" || s.Trial == nil || s.Trial.State != OnTrial || !w.warned("every block is lifted at") {
+			t.Errorf("%+v", s.Trial)
+		}
+
+		// A restart, whatever it is for, does not make it longer.
+		stop()
+		time.Sleep(3 * time.Minute)
+		w.start()
+		stop = w.run()
+		time.Sleep(time.Until(time.Date(2000, 1, 1, 0, 9, 58, 0, time.UTC)))
+		w.want("198.51.100.0/24 " + five)
+		time.Sleep(3 * time.Second)
+		w.want("")
+		if s := w.status(); s.Mode != "observe" || s.Trial.State != TrialOver || !w.warned("ended at") || !s.Firewall.Agrees {
+			t.Errorf("%+v, %v", s.Trial, s.Warnings)
+		}
+		for _, p := range []string{"198.51.100.0/24", "203.0.113.1/32"} {
+			list, err := w.g.History(t.Context(), netip.MustParsePrefix(p))
+			if err != nil || len(list) == 0 || list[0].State != IsLifted || list[0].Pardoned() {
+				t.Errorf("%+v, %v", list, err)
+			}
+		}
+		w.k.flood()
+		time.Sleep(time.Minute)
+		w.want("")
+		if s := w.status(); s.Watched != 5 {
+			t.Errorf("%d are observed, want 5", s.Watched)
+		}
+		stop()
+		w.start()
+		w.block("192.0.2.77/32", time.Hour) // by a command alone
+		w.want("")
+		stop = w.run()
+		time.Sleep(time.Minute)
+		w.want("")
+
+		// The word may come late.
+		if tr, err := w.g.Commit(t.Context(), "root", 0); err != nil || tr.State != Committed || tr.By != "root" {
+			t.Errorf("%+v, %v", tr, err)
+		}
+		time.Sleep(time.Minute)
+		w.want(five)
+		if s := w.status(); s.Mode != "enforce" {
+			t.Errorf("mode %s", s.Mode)
+		}
+		if len(told) == 0 || !strings.Contains(told[0], "on trial until") {
+			t.Errorf("systemd was told %q", told)
+		}
+	})
+}
+
+func TestTrialCommitted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := trialWorld(t, 10*time.Minute)
+		stop := w.run()
+		defer func() { stop() }()
+		w.block("198.51.100.0/24", 24*time.Hour)
+		if tr, err := w.g.Commit(t.Context(), "root", 20*time.Minute); err != nil || tr.State != OnTrial {
+			t.Errorf("again: %+v, %v", tr, err)
+		}
+		time.Sleep(15 * time.Minute)
+		w.want("198.51.100.0/24")
+		if _, err := w.g.Commit(t.Context(), "root", 0); err != nil {
+			t.Error(err)
+		}
+		if _, err := w.g.Commit(t.Context(), "root", 0); !errors.Is(err, ErrNoTrial) {
+			t.Errorf("twice: %v", err)
+		}
+		time.Sleep(time.Hour)
+		w.want("198.51.100.0/24")
+		stop()
+		w.start() // committed is committed
+		stop = w.run()
+		time.Sleep(time.Hour)
+		w.want("198.51.100.0/24")
+
+		// A time of observing, and it begins anew.
+		change := func(m policy.Mode) {
+			p := *w.policy
+			p.Mode = m
+			if later, err := w.g.Reload(t.Context(), &p); err != nil || len(later) > 0 {
+				t.Errorf("reload: %v, %v", later, err)
+			}
+		}
+		change(policy.Observe)
+		w.k.flood()
+		time.Sleep(time.Minute)
+		w.want("198.51.100.0/24") // of before: it stays until its end
+		if s := w.status(); s.Mode != "observe" || s.Trial != nil || s.Watched != 5 {
+			t.Errorf("%+v", s)
+		}
+		change(policy.Enforce)
+		time.Sleep(time.Minute)
+		w.want("198.51.100.0/24 " + five)
+		if s := w.status(); s.Mode != "enforce" || s.Trial == nil || s.Trial.State != OnTrial {
+			t.Errorf("%+v", s.Trial)
+		}
+		time.Sleep(10 * time.Minute)
+		w.want("")
+	})
+}
+
+// The daemon was dead when the time was up: the next start enforces nothing.
+func TestTrialRunsOutWhileDead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := trialWorld(t, 10*time.Minute)
+		stop := w.run()
+		w.block("198.51.100.0/24", time.Hour)
+		stop()
+		time.Sleep(20 * time.Minute)
+		w.start()
+		w.want("198.51.100.0/24") // a daemon's doing; a command alone leaves it
+		stop = w.run()
+		defer func() { stop() }()
+		w.want("")
+		if s := w.status(); s.Mode != "observe" || s.Blocks != 0 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// Without commit: nothing of this happens, and what cannot be read is taken
+// as over.
+func TestNoTrial(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := trialWorld(t, 0)
+		stop := w.run()
+		defer func() { stop() }()
+		w.block("198.51.100.0/24", 24*time.Hour)
+		if _, err := w.g.Commit(t.Context(), "root", 0); !errors.Is(err, ErrNoTrial) {
+			t.Error(err)
+		}
+		time.Sleep(12 * time.Hour)
+		w.want("198.51.100.0/24")
+		if s := w.status(); s.Trial != nil || w.warned("trial") {
+			t.Errorf("%+v", s.Trial)
+		}
+		if err := w.st.SetMeta(keyTrial, []byte("{")); err != nil {
+			t.Fatal(err)
+		}
+		stop()
+		w.start()
+		stop = w.run()
+		w.want("")
+	})
+}
+
+// The store cannot be written when the time is up: the blocks go all the same.
+func TestTrialRunsOutWithoutStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := trialWorld(t, time.Minute)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- w.g.Run(ctx) }()
+		synctest.Wait()
+		w.block("198.51.100.0/24", time.Hour)
+		if err := w.st.Close(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Minute)
+		w.want("")
+		if s := w.status(); s.Mode != "observe" || s.Blocks != 0 {
+			t.Errorf("%+v", s)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		w.start() // the store says so as well, in the end
+		defer w.run()()
+		w.want("")
+		if v, err := w.st.Meta(keyTrial); err != nil || !json.Valid(v) || !strings.Contains(string(v), string(TrialOver)) {
+			t.Errorf("%s, %v", v, err)
+		}
+		if in, err := w.st.InForce(time.Now()); err != nil || len(in) > 0 {
+			t.Errorf("%+v, %v", in, err)
+		}
+	})
+}
