@@ -26,24 +26,10 @@ type generation struct {
 // first, without the paths themselves. settled is false if they were renamed
 // all the time: then the list may lack some of them, and must not be used to
 // decide which file comes next.
-func rotated(paths ...string) (was []generation, settled bool) {
-	// A listing is not a snapshot: logrotate may be renaming the files one
-	// by one just now. Two listings that agree are.
-	for try := range 10 {
-		is := list(paths)
-		if try > 0 && slices.EqualFunc(is, was, func(a, b generation) bool {
-			return a.name == b.name && a.id == b.id
-		}) {
-			settled = true
-			break
-		}
-		was = is
-		if try > 1 {
-			time.Sleep(time.Millisecond)
-		}
-	}
-	order(was)
-	return was, settled
+func rotated(paths ...string) (gs []generation, settled bool) {
+	gs, settled = twice(func() []generation { return list(paths) })
+	order(gs)
+	return gs, settled
 }
 
 func list(paths []string) []generation {

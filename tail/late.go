@@ -1,0 +1,62 @@
+package tail
+
+import "time"
+
+// lateMax is how long a finished file is kept open after it last grew. Exim's
+// processes look at the log's name for each line (log.c), so a writer as late
+// as that is one that hung, or another program.
+const lateMax = 10 * time.Minute
+
+// readLate delivers what was written to the finished file after its grace
+// time. These lines come out of their order, and where to resume after them
+// is where the present file is read to: if we are stopped before we see them
+// they are lost, but none is ever delivered twice.
+func (t *follower) readLate() error {
+	f := t.late
+	if f == nil {
+		return nil
+	}
+	st, err := f.look()
+	if err != nil || st.size < f.at || !st.same {
+		t.dropLate() // truncated: compressed by a program that does it in place, or emptied
+		return nil
+	}
+	for {
+		n, err := f.read(t.buf)
+		if err != nil {
+			t.dropLate()
+			return nil
+		}
+		if n == 0 {
+			break
+		}
+		t.lateSeen = time.Now()
+		f.advance(t.buf[:n])
+		t.lines = t.lines[:0]
+		t.lateSplit.split(t.buf[:n], func(text []byte, size int64, truncated bool) {
+			f.off += size
+			t.lines = append(t.lines, Line{Text: text, Next: t.cur.place(t.cur.off), Truncated: truncated})
+		})
+		if len(t.lines) == 0 {
+			continue
+		}
+		t.done[len(t.done)-1] = f.place(f.off) // f's: it was finished last
+		b := Batch{Lines: t.lines, Next: t.cur.place(t.cur.off), Late: true, CaughtUp: t.caughtUp}
+		t.lines = t.lines[:0]
+		if err := t.emit(b); err != nil {
+			return err
+		}
+	}
+	// An open file that was deleted still takes room on the disk.
+	if deleted(f.f) || time.Since(t.lateSeen) >= lateMax {
+		t.dropLate()
+	}
+	return nil
+}
+
+func (t *follower) dropLate() {
+	if t.late != nil {
+		t.late.close()
+		t.late = nil
+	}
+}
