@@ -109,15 +109,15 @@ var cursorForm = regexp.MustCompile(`^[0-9A-Za-z=;_.:-]{1,512}$`)
 
 // journal is the state of one FollowJournal.
 type journal struct {
-	o       JournalOptions
-	emit    func(Batch) error
-	cursor  string
-	atEnd   bool // begin at the end
-	told    bool // something was emitted
-	failed  error
-	wait    time.Duration
-	trouble nag
-	strange nag
+	o        JournalOptions
+	emit     func(Batch) error
+	cursor   string
+	atEnd    bool  // begin at the end
+	caughtUp bool  // was told last
+	failed   error // emit's
+	wait     time.Duration
+	trouble  nag
+	strange  nag
 }
 
 func (j *journal) args(more ...string) []string {
@@ -130,8 +130,10 @@ func (j *journal) args(more ...string) []string {
 
 // wanted are the arguments that choose the messages, and from where on.
 func (j *journal) wanted(more ...string) []string {
+	// Not --after-cursor: where the entry itself is gone, or is none of the
+	// wanted ones, that leaves out the first one after it (systemd 252).
 	if j.cursor != "" {
-		more = append(more, "--after-cursor="+j.cursor)
+		more = append(more, "--cursor="+j.cursor)
 	}
 	for _, id := range j.o.Identifiers {
 		more = append(more, "SYSLOG_IDENTIFIER="+id) // of one field: any of them
@@ -152,6 +154,9 @@ func (j *journal) once(ctx context.Context) error {
 	}
 	batch := Batch{}
 	add := func(e *entry) {
+		if e.cursor == j.cursor {
+			return // where we have been
+		}
 		j.cursor = e.cursor
 		if e.message == nil {
 			return // too long for journalctl, or none
@@ -168,7 +173,7 @@ func (j *journal) once(ctx context.Context) error {
 		b := batch
 		b.CaughtUp, b.Next = caughtUp, Position{Cursor: j.cursor}
 		batch.Lines = nil
-		j.told = true
+		j.caughtUp = caughtUp
 		return j.emit(b)
 	}
 	if err := j.run(ctx, j.wanted(), add, func(bool) error { return send(false) }); err != nil {
@@ -193,12 +198,12 @@ func (j *journal) lineOf(e *entry) Line {
 	return Line{Text: text, Truncated: truncated, Next: Position{Cursor: e.cursor}}
 }
 
-// tellCaughtUp tells once that there was nothing to read.
+// tellCaughtUp tells that there is nothing to read, unless that is known.
 func (j *journal) tellCaughtUp() error {
-	if j.told {
+	if j.caughtUp {
 		return nil
 	}
-	j.told = true
+	j.caughtUp = true
 	return j.emit(Batch{CaughtUp: true, Next: Position{Cursor: j.cursor}})
 }
 
@@ -224,8 +229,11 @@ func (j *journal) run(ctx context.Context, args []string, took func(*entry), sen
 	if err := cmd.Start(); err != nil {
 		return err
 	}
+	ending := false // by itself
 	defer func() {
-		cancel() // if it still runs
+		if !ending {
+			cancel()
+		}
 		werr := cmd.Wait()
 		if j.failed == nil && err == nil && werr != nil {
 			err = fmt.Errorf("journalctl: %w%s", werr, said)
@@ -263,6 +271,7 @@ func (j *journal) run(ctx context.Context, args []string, took func(*entry), sen
 			}
 		}
 		if errors.Is(rerr, io.EOF) || errors.Is(rerr, os.ErrClosed) {
+			ending = true
 			return nil
 		}
 		if rerr != nil {

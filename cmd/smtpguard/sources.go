@@ -65,7 +65,7 @@ func findLog(mta exim.Config, mtaErr error) (string, error) {
 		if found := findSyslog(syslogFiles, journalSocket); found != "" {
 			return found, nil
 		}
-		return "", withHint(errors.New("Exim writes its log to syslog, and neither a file with Exim's lines nor the journal was found"),
+		return "", withHint(errors.New("the log goes to syslog, and neither a file with lines of Exim nor the journal was found"),
 			fmt.Sprintf("name it: `logs: [/path/to/file]` in the policy, or --log; looked at the ends of %v", syslogFiles))
 	}
 	for _, cand := range policy.LogCandidates {
