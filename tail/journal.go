@@ -112,9 +112,10 @@ type journal struct {
 	o        JournalOptions
 	emit     func(Batch) error
 	cursor   string
-	atEnd    bool  // begin at the end
-	caughtUp bool  // was told last
-	failed   error // emit's
+	atEnd    bool   // begin at the end
+	caughtUp bool   // was told last
+	told     string // and this cursor
+	failed   error  // emit's
 	wait     time.Duration
 	trouble  nag
 	strange  nag
@@ -173,7 +174,7 @@ func (j *journal) once(ctx context.Context) error {
 		b := batch
 		b.CaughtUp, b.Next = caughtUp, Position{Cursor: j.cursor}
 		batch.Lines = nil
-		j.caughtUp = caughtUp
+		j.caughtUp, j.told = caughtUp, j.cursor
 		return j.emit(b)
 	}
 	if err := j.run(ctx, j.wanted(), add, func(bool) error { return send(false) }); err != nil {
@@ -198,12 +199,13 @@ func (j *journal) lineOf(e *entry) Line {
 	return Line{Text: text, Truncated: truncated, Next: Position{Cursor: e.cursor}}
 }
 
-// tellCaughtUp tells that there is nothing to read, unless that is known.
+// tellCaughtUp tells that there is nothing to read and where we are, unless
+// that is known.
 func (j *journal) tellCaughtUp() error {
-	if j.caughtUp {
+	if j.caughtUp && j.told == j.cursor {
 		return nil
 	}
-	j.caughtUp = true
+	j.caughtUp, j.told = true, j.cursor
 	return j.emit(Batch{CaughtUp: true, Next: Position{Cursor: j.cursor}})
 }
 
