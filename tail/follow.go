@@ -150,6 +150,10 @@ type follower struct {
 	caughtUp bool // at the last look
 	absent   bool // there was no log when we first looked
 
+	// moved: a file of a list was not there any more, or another one, when it
+	// was opened; so what was not found may be there.
+	moved bool
+
 	// What was told to the log of each hindrance, so as to tell it once:
 	// finding and opening, reading, rotated files.
 	finding, reading, aside nag
@@ -376,6 +380,7 @@ func (t *follower) noteOlder() {
 // with a warning, the oldest of which nothing was read; or nil.
 func (t *follower) find(top *file) *file {
 	from := t.from
+	t.moved = false
 	if top != nil && top.id.ino == from.Inode {
 		if top.is(from) || top.isCut(from) {
 			return top
@@ -398,16 +403,22 @@ func (t *follower) find(top *file) *file {
 	if f := t.byHead(gs, from, id{}); f != nil {
 		return f
 	}
+	if t.moved {
+		return nil
+	}
 	if from.ModTime != 0 {
 		for _, g := range gs {
 			if g.mtime.UnixNano() > from.ModTime {
-				if f, err := openFile(g.name); err == nil {
+				if f, _ := t.open(g); f != nil {
 					t.o.Log.Warn("the log file read last is gone; going on with the oldest one written later, lines may be missing",
 						"log", t.path, "file", g.name)
 					return f
 				}
 			}
 		}
+	}
+	if t.moved {
+		return nil
 	}
 	if top != nil {
 		t.o.Log.Warn("the log file read last is gone; going on at the beginning of the present one, lines may be missing", "log", t.path)
@@ -416,9 +427,25 @@ func (t *follower) find(top *file) *file {
 	return top
 }
 
+// open opens a file of a list; moved tells if it is there no more.
+func (t *follower) open(g generation) (*file, error) {
+	f, err := openFile(g.name)
+	if err == nil && f.id != g.id {
+		f.close()
+		f, err = nil, fs.ErrNotExist
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		t.moved = true
+	}
+	return f, err
+}
+
 // openIf opens g at p, or returns nil if p is not a place in g.
 func (t *follower) openIf(g generation, p Position) *file {
-	f, err := openFile(g.name)
+	f, err := t.open(g)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
 		if t.aside.news(err.Error()) {
 			t.o.Log.Warn("cannot read a rotated log file", "log", t.path, "file", g.name, "err", err)
@@ -495,7 +522,7 @@ func (t *follower) add(text []byte, size int64, truncated bool) {
 // tell emits the batch, if there is something to tell. size is cur's; last
 // says that no file is known to come after cur, except an empty one.
 func (t *follower) tell(size int64, last bool) error {
-	b := Batch{Lines: t.lines, Next: t.cur.place(t.cur.off), Behind: max(0, size-t.cur.at)}
+	b := Batch{Lines: t.lines, Next: t.here(), Behind: max(0, size-t.cur.at)}
 	t.lines = t.lines[:0]
 	for _, f := range t.queue {
 		if fi, err := f.f.Stat(); err == nil {
@@ -510,6 +537,16 @@ func (t *follower) tell(size int64, last bool) error {
 	}
 	t.told = true
 	return t.emit(b)
+}
+
+// here is where to resume. Of a file of which nothing is read yet, the end of
+// the one before says more: it finds what comes after it even if that was
+// copied and truncated.
+func (t *follower) here() Position {
+	if t.cur.off == 0 && len(t.done) > 0 {
+		return t.done[len(t.done)-1]
+	}
+	return t.cur.place(t.cur.off)
 }
 
 // tellCaughtUp tells once that there is nothing to read because there is no
@@ -548,7 +585,7 @@ func (t *follower) atEnd(st state) (more bool, wait time.Duration, err error) {
 		return false, t.o.Poll, t.readLate()
 	}
 	if t.stay {
-		if t.onlyEmptyTop() {
+		if t.onlyEmptyTop() && !deleted(cur.f) {
 			return false, t.o.Poll, t.tell(st.size, true)
 		}
 		t.stay = false
@@ -558,10 +595,16 @@ func (t *follower) atEnd(st state) (more bool, wait time.Duration, err error) {
 	}
 	next := t.next()
 	if next == nil {
+		if t.moved || len(t.queue) > 0 {
+			return false, time.Millisecond, nil // there may be one
+		}
 		t.dry = true
+		if deleted(cur.f) {
+			return false, t.o.Poll, t.release()
+		}
 		return false, t.o.Poll, t.tell(st.size, true)
 	}
-	if next.id == t.top && !cur.final && next.isEmpty() {
+	if next.id == t.top && !cur.final && next.isEmpty() && !deleted(cur.f) {
 		t.stay = true
 		t.queue = append([]*file{next}, t.queue...)
 		return false, t.o.Poll, t.tell(st.size, true)
@@ -575,6 +618,22 @@ func (t *follower) atEnd(st state) (more bool, wait time.Duration, err error) {
 	}
 	t.become(next)
 	return true, 0, nil
+}
+
+// release closes a file that was deleted, before there is another: while it is
+// open it takes room on the disk, and that may be full.
+func (t *follower) release() error {
+	cur := t.cur
+	t.flush()
+	if err := t.tell(cur.at, true); err != nil {
+		return err
+	}
+	t.o.Log.Info("the log was deleted", "log", t.path, "bytes", cur.off)
+	t.from = t.here()
+	t.finished(cur)
+	cur.close()
+	t.cur, t.quiet, t.ended = nil, time.Time{}, time.Time{}
+	return nil
 }
 
 // onlyEmptyTop reports whether the one newer file is the log, still empty.
@@ -591,11 +650,7 @@ func (t *file) isEmpty() bool {
 func (t *follower) become(next *file) {
 	cur := t.cur
 	t.o.Log.Info("the log was rotated", "log", t.path, "finished", cur.name, "bytes", cur.off, "next", next.name)
-	t.done = append(t.done, cur.place(cur.off))
-	if len(t.done) > maxDone {
-		t.done = slices.Delete(t.done, 0, len(t.done)-maxDone)
-	}
-	t.dropLate()
+	t.finished(cur)
 	if cur.plain == nil && !cur.final {
 		t.late, t.lateSeen = cur, time.Now()
 		t.lateSplit = splitter{max: t.o.MaxLine}
@@ -637,10 +692,14 @@ func (t *follower) grace(st state) time.Duration {
 // if there is none yet.
 func (t *follower) next() *file {
 	gs, top, settled := t.history(false)
+	t.moved = !settled
 	if !settled {
 		return nil // tried again
 	}
 	i := t.index(gs, t.cur)
+	if i < 0 {
+		i = t.lastDone(gs)
+	}
 	if i >= 0 {
 		gs = gs[i+1:]
 	} else {
@@ -649,10 +708,22 @@ func (t *follower) next() *file {
 		last := t.cur.mtime
 		gs = slices.DeleteFunc(gs, func(g generation) bool { return g.mtime.UnixNano() <= last })
 	}
+	// An empty one that was compressed or deleted cannot be found, and tells
+	// nothing.
+	t.queue = slices.DeleteFunc(t.queue, func(f *file) bool {
+		gone := f.id != top && f.isEmpty() && deleted(f.f)
+		if gone {
+			f.close()
+		}
+		return gone
+	})
 	if len(t.queue) > 0 {
 		// What stands before the first of the queue was rotated so fast that
 		// we never saw it under the log's name.
 		j := t.index(gs, t.queue[0])
+		if t.moved {
+			return nil // tried again
+		}
 		if j < 0 && t.queue[0].id != top {
 			j = 0 // deleted already
 		}
@@ -660,17 +731,19 @@ func (t *follower) next() *file {
 			gs = gs[:j]
 		}
 	}
+	if t.moved {
+		return nil // tried again
+	}
 	for _, g := range gs {
-		f, err := openFile(g.name)
+		f, err := t.open(g)
+		if t.moved {
+			return nil
+		}
 		if err != nil {
 			if t.aside.news(err.Error()) {
 				t.o.Log.Warn("cannot read a rotated log file; its lines will be missing", "log", t.path, "file", g.name, "err", err)
 			}
 			continue
-		}
-		if f.id != g.id { // renamed meanwhile; look again
-			f.close()
-			return nil
 		}
 		t.returned(f)
 		return f
@@ -681,6 +754,27 @@ func (t *follower) next() *file {
 	f := t.queue[0]
 	t.queue = slices.Delete(t.queue, 0, 1)
 	return f
+}
+
+// lastDone finds the newest of gs that was finished, although it may have been
+// compressed since; -1: none.
+func (t *follower) lastDone(gs []generation) int {
+	const most = 4 // what was finished longer ago stands before those
+	done := t.done[max(0, len(t.done)-most):]
+	for i, g := range slices.Backward(gs) {
+		f, err := t.open(g)
+		if err != nil {
+			continue
+		}
+		// By the beginning, not the inode: that of a file that is gone may be
+		// another's by now.
+		known := slices.ContainsFunc(done, func(p Position) bool { return p.HeadLen >= headMin && f.is(p) })
+		f.close()
+		if known {
+			return i
+		}
+	}
+	return -1
 }
 
 // index finds f among gs, also if it was compressed; -1: it is not there.
@@ -698,7 +792,7 @@ func (t *follower) index(gs []generation, f *file) int {
 		if !compressed(g.name) {
 			continue
 		}
-		if c, err := openFile(g.name); err == nil {
+		if c, err := t.open(g); err == nil {
 			same := c.is(p)
 			c.close()
 			if same {
@@ -724,8 +818,13 @@ func (t *follower) truncated(st state) error {
 		}
 		return nil
 	}
-	gs, _, _ := t.history(false)
-	if f := t.byHead(gs, cur.place(cur.off), cur.id); f != nil {
+	gs, _, settled := t.history(false)
+	t.moved = false
+	f := t.byHead(gs, cur.place(cur.off), cur.id)
+	if f == nil && (!settled || t.moved) {
+		return nil // looked at again
+	}
+	if f != nil {
 		if st, err := f.look(); err == nil && (f.plain != nil || st.size > cur.off) {
 			t.o.Log.Info("the log was copied and truncated", "log", t.path, "at", cur.off, "copy", f.name)
 			t.split.take() // in the copy once more
@@ -738,10 +837,24 @@ func (t *follower) truncated(st state) error {
 	t.o.Log.Info("the log was truncated", "log", t.path, "at", cur.off)
 	t.flush()
 	defer cur.restart()
+	defer t.finished(cur)
 	if len(t.lines) > 0 {
 		return t.tell(0, false)
 	}
 	return nil
+}
+
+// finished remembers where a file ended. The one before it is not waited for
+// any more.
+func (t *follower) finished(f *file) {
+	t.dropLate()
+	if f.off == 0 {
+		return
+	}
+	t.done = append(t.done, f.place(f.off))
+	if len(t.done) > maxDone {
+		t.done = slices.Delete(t.done, 0, len(t.done)-maxDone)
+	}
 }
 
 // failed is where cur could not be read: it is opened again, by its position.

@@ -35,13 +35,13 @@ func (t *follower) readLate() error {
 		t.lines = t.lines[:0]
 		t.lateSplit.split(t.buf[:n], func(text []byte, size int64, truncated bool) {
 			f.off += size
-			t.lines = append(t.lines, Line{Text: text, Next: t.cur.place(t.cur.off), Truncated: truncated})
+			t.noteLate()
+			t.lines = append(t.lines, Line{Text: text, Next: t.here(), Truncated: truncated})
 		})
 		if len(t.lines) == 0 {
 			continue
 		}
-		t.done[len(t.done)-1] = f.place(f.off) // f's: it was finished last
-		b := Batch{Lines: t.lines, Next: t.cur.place(t.cur.off), Late: true, CaughtUp: t.caughtUp}
+		b := Batch{Lines: t.lines, Next: t.here(), Late: true, CaughtUp: t.caughtUp}
 		t.lines = t.lines[:0]
 		if err := t.emit(b); err != nil {
 			return err
@@ -52,6 +52,17 @@ func (t *follower) readLate() error {
 		t.dropLate()
 	}
 	return nil
+}
+
+// noteLate notes where the late file is read to, in the place of what was
+// noted when it was finished.
+func (t *follower) noteLate() {
+	p := t.late.place(t.late.off)
+	if i := len(t.done) - 1; i >= 0 && t.done[i].Dev == p.Dev && t.done[i].Inode == p.Inode {
+		t.done[i] = p
+	} else {
+		t.done = append(t.done, p)
+	}
 }
 
 func (t *follower) dropLate() {
