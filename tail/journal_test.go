@@ -130,6 +130,7 @@ func (g *got) wantMessages(want []string) {
 }
 
 func TestJournal(t *testing.T) {
+	t.Parallel()
 	j := startJournald(t)
 	var all []string
 	write := func(n int) {

@@ -18,6 +18,7 @@ import (
 // between two lines, for what is written between copy and truncation is lost
 // to every reader.
 func TestAnySequence(t *testing.T) {
+	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
 		dir, err := os.MkdirTemp("", "model")
 		must(t, err)
@@ -283,6 +284,7 @@ func TestLogrotate(t *testing.T) {
 // A full disk leaves a half line, and the rest of it never comes: the next
 // line is joined to it, the ones after that are whole.
 func TestDiskFull(t *testing.T) {
+	t.Parallel()
 	if os.Geteuid() != 0 {
 		skip(t, "mounting needs root")
 	}
