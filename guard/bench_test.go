@@ -43,7 +43,7 @@ func BenchmarkLineToKernel(b *testing.B) {
 	}
 	defer st.Close()
 	fo := firewall.Options{Ports: []uint16{25}, NetNS: ns}
-	g, err := New(b.Context(), Options{Policy: p, Store: st, Capacity: 100, Logs: []Log{{log, exim.New(time.UTC)}},
+	g, err := New(b.Context(), Options{Policy: p, Store: st, Capacity: 100, Logs: []Log{{Path: log, Parser: exim.New(time.UTC)}},
 		OpenFirewall: func(ctx context.Context, _ []netip.Prefix, _ int) (firewall.Firewall, error) {
 			return firewall.NewNFTables(fo)
 		},

@@ -125,7 +125,7 @@ func crashDaemon(how string) error {
 	}
 	ready := make(chan struct{})
 	g, err := New(context.Background(), Options{Policy: p, Store: st, Capacity: 100,
-		Logs: []Log{{filepath.Join(life.Dir, "mainlog"), exim.New(time.UTC)}}, OpenFirewall: open,
+		Logs: []Log{{Path: filepath.Join(life.Dir, "mainlog"), Parser: exim.New(time.UTC)}}, OpenFirewall: open,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 		Notify: func(s string) {
 			if s == "READY=1" {

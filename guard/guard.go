@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -39,10 +40,18 @@ type Parser interface {
 	Parse(line []byte, ev *detector.Event) bool
 }
 
-// Log is a log file to follow.
+// Log is a log to follow.
 type Log struct {
+	// Path is the name of a log: a path, a pattern, journald or - (see
+	// tail.KindOf).
 	Path   string
 	Parser Parser
+	// Fork makes a parser for one file of a pattern; only patterns need it.
+	Fork func() Parser
+	// Identifiers are the names that the log's programs have in the journal.
+	Identifiers []string
+	// Input is what - stands for; nil: standard input.
+	Input io.Reader
 }
 
 // Options are the parts that a Guard works with.
@@ -148,10 +157,11 @@ type input struct {
 	events   []detector.Event
 	lines    int
 	last     time.Time
-	next     tail.Position
-	moved    bool
+	next     tail.Position // zero: not known
 	caughtUp bool
 	behind   int64
+	late     bool // the lines may be older than others that came before
+	gone     bool // the log is; there will be no more
 }
 
 // New makes a Guard and loads what the store has. It changes nothing in the
@@ -336,16 +346,10 @@ func (g *Guard) Run(ctx context.Context) error {
 		g.sample(ctx, time.Now())
 	}
 	for _, l := range g.o.Logs {
-		st := &logState{path: l.Path, parser: l.Parser}
-		pos, ok, err := g.o.Store.Position(l.Path)
-		if err != nil {
-			g.fault("finding where "+l.Path+" was read to; it is followed from its end", err)
-		} else if ok {
-			st.next = pos
-		}
+		st := g.newLog(l)
 		g.logs = append(g.logs, st)
 		wg.Go(func() {
-			if err := st.follow(ctx, g.in, g.log); err != nil && ctx.Err() == nil {
+			if err := st.follow(ctx, g.in, g.o.Store, g.log); err != nil && ctx.Err() == nil {
 				cancel(fmt.Errorf("following %s: %w", st.path, err))
 			}
 		})
@@ -471,6 +475,9 @@ func (g *Guard) tidy(wg *sync.WaitGroup, what string, f func() error) {
 // finish saves what the next start needs. Blocks stay in force.
 func (g *Guard) finish() {
 	g.notify("STOPPING=1")
+	for _, l := range g.logs {
+		l.looked()
+	}
 	g.savePositions()
 	_ = g.saveGood()
 }
@@ -495,7 +502,12 @@ func (g *Guard) passTime(ctx context.Context, now time.Time) {
 // take feeds the events of one read to the detector.
 func (g *Guard) take(ctx context.Context, in input) {
 	l := in.log
-	fresh := l.caughtUp // was there nothing older to read before these lines?
+	if in.gone {
+		g.dropLog(l)
+		return
+	}
+	g.listLog(l)
+	fresh := l.caughtUp && !in.late // was there nothing older to read before these lines?
 	l.took(in)
 	if in.last.After(l.lastLine) {
 		l.lastLine = in.last

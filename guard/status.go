@@ -12,6 +12,7 @@ import (
 	"github.com/smtpguard/smtpguard/firewall"
 	"github.com/smtpguard/smtpguard/policy"
 	"github.com/smtpguard/smtpguard/store"
+	"github.com/smtpguard/smtpguard/tail"
 )
 
 // Counters count since the start of the daemon.
@@ -283,7 +284,7 @@ func (g *Guard) warnings(s Status) []string {
 		w = append(w, "the log tells of many connections that the kernel does not have: somebody forges lines, or Exim runs in another network namespace; the kernel alone is believed")
 	}
 	for _, l := range s.Logs {
-		if l.Lines == 0 {
+		if k := tail.KindOf(l.Path); l.Lines == 0 && (k == tail.File || k == tail.Dated && len(tail.Find(l.Path)) == 0) {
 			if _, err := os.Stat(l.Path); err != nil {
 				w = append(w, "the log cannot be read yet: "+err.Error())
 			}

@@ -81,6 +81,12 @@ const (
 // Auto is the value of a setting that is found out on the machine.
 const Auto = "auto"
 
+// Names of logs that are no files.
+const (
+	Journald = "journald" // the systemd journal
+	Stdin    = "-"        // standard input
+)
+
 // LogCandidates are the main logs to try, in this order, where a log is
 // "auto" and Exim does not say where it writes: the places of cPanel and
 // DirectAdmin, of Debian, and of Exim's own packages elsewhere.
@@ -97,7 +103,9 @@ type Policy struct {
 	// Commit is how long an enforcing start waits for `smtpguard commit`
 	// before it lifts every block and only observes; 0: it waits for nothing.
 	Commit time.Duration
-	// Logs are absolute paths of Exim main logs, or Auto; at least one.
+	// Logs are absolute paths of Exim main logs, which may have a date (%D,
+	// %M, as Exim's log_file_path has it) or a wildcard (*, ?, [...]) in them;
+	// or Journald, Stdin, or Auto. At least one.
 	Logs []string
 	// Zone is the time zone of log lines that state none: Auto, "UTC" or an
 	// IANA name. See Location.

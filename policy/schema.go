@@ -116,18 +116,27 @@ func checkLadder(steps []time.Duration) *fault {
 }
 
 func logFile(p *string) codec {
-	return text(p, "the path of a file, or auto", func(s string) *fault {
-		switch {
-		case s == Auto:
+	return text(p, "the path of a file, a pattern, journald, - or auto", func(s string) *fault {
+		switch s {
+		case Auto, Journald, Stdin:
 			return nil
-		case s == "-":
-			return faultf("`smtpguard replay -` reads it", "standard input is not followed")
-		case s == "journald" || s == "syslog":
-			return faultf("name the file that the log is written to", "%s is not followed in this version", s)
-		case strings.ContainsAny(s, "*?["):
-			return faultf("name each file", "%s is a pattern, and patterns are not followed", quote(s))
+		case "syslog":
+			return faultf("journald, or the file that the syslog daemon writes, as in /var/log/mail.log", "syslog is not followed by that name")
 		}
-		return checkPath(s)
+		if f := checkPath(s); f != nil {
+			return f
+		}
+		if strings.ContainsAny(s, "*?[") {
+			if strings.Contains(s, "%D") || strings.Contains(s, "%M") {
+				return faultf("%D and %M find all files by themselves", "%s has both a date and a wildcard", quote(s))
+			}
+			for part := range strings.SplitSeq(strings.ReplaceAll(s, "*", "?"), "/") {
+				if _, err := filepath.Match(part, ""); err != nil {
+					return faultf(`a [ that is meant literally is written \[`, "%s is not a pattern", quote(s))
+				}
+			}
+		}
+		return nil
 	})
 }
 

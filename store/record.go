@@ -31,14 +31,20 @@ func (s *Store) Position(path string) (p tail.Position, ok bool, err error) {
 	return p, ok, err
 }
 
-// SavePositions writes positions by the paths of their logs, all or none.
-// Those of other logs stay.
+// SavePositions writes positions by the names of their logs, all or none. The
+// zero Position forgets a log. Those of other logs stay.
 func (s *Store) SavePositions(positions map[string]tail.Position) error {
 	if len(positions) == 0 {
 		return nil
 	}
 	err := s.update(func(tx *bbolt.Tx) error {
 		for _, path := range slices.Sorted(maps.Keys(positions)) {
+			if positions[path].IsZero() {
+				if err := tx.Bucket(bucketPositions).Delete([]byte(path)); err != nil {
+					return fmt.Errorf("%q: %w", path, err)
+				}
+				continue
+			}
 			v, err := json.Marshal(positions[path])
 			if err != nil {
 				return err

@@ -131,6 +131,7 @@ func TestRoundTrip(t *testing.T) {
 	positions := map[string]tail.Position{
 		"/var/log/exim_mainlog": {Dev: 1, Inode: 1<<64 - 1, Offset: 1 << 60, Head: 1<<64 - 1, HeadLen: 1024, ModTime: t0.UnixNano()},
 		"/var/log/maillog":      {Dev: 2},
+		"journald":              {Cursor: "s=1;i=2"},
 	}
 	must(t, s.SavePositions(positions))
 	must(t, s.SetMeta("mode", []byte("enforce")))

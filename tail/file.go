@@ -43,6 +43,16 @@ func idOf(fi os.FileInfo) id {
 	return id{uint64(st.Dev), st.Ino}
 }
 
+// deleted reports whether an open file has no name any more.
+func deleted(f *os.File) bool {
+	fi, err := f.Stat()
+	if err != nil {
+		return true
+	}
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	return ok && st.Nlink == 0
+}
+
 // file is one generation of the log, open.
 type file struct {
 	name string

@@ -40,6 +40,9 @@ type Options struct {
 	// finished, because its writers hold it open. 0 means 250 ms. After 20
 	// times as long it is finished even if it is still being written to.
 	Grace time.Duration
+	// gone: Follow ends with errGone when there has been no file under the
+	// log's name for so long and everything is read; 0: never.
+	gone time.Duration
 	// Log gets rotations as Info and what hinders reading as Warn, once each
 	// time it begins. nil: nowhere.
 	Log *slog.Logger
@@ -75,8 +78,8 @@ const (
 	graceMax = 20
 )
 
-// Follow delivers the lines of the log at path, from a position on, and goes
-// on until ctx ends, when it returns nil, or emit fails, when it returns that
+// Follow delivers the lines of the log at path, a File or a Dated one, from a
+// position on, and goes on until ctx ends, when it returns nil, or emit fails, when it returns that
 // error. Everything else that can go wrong (no such file, no permission, an
 // error of the disk) is told to Options.Log and tried again.
 //
@@ -85,8 +88,13 @@ const (
 // the queue. When Follow has returned, all it had started has ended.
 func Follow(ctx context.Context, path string, from Position, o Options, emit func(Batch) error) error {
 	o = o.withDefaults()
+	names, err := namesOf(path)
+	if err != nil {
+		return err
+	}
 	t := &follower{
 		path:  filepath.Clean(path),
+		names: names,
 		from:  from,
 		o:     o,
 		emit:  emit,
@@ -101,7 +109,9 @@ func Follow(ctx context.Context, path string, from Position, o Options, emit fun
 
 // follower is the state of one Follow.
 type follower struct {
-	path  string
+	path  string // the log's name, for people
+	names names
+	now   string   // the path of the file written to, at the last look
 	from  Position // to resume at; used until cur is set for the first time
 	o     Options
 	emit  func(Batch) error
@@ -115,6 +125,15 @@ type follower struct {
 	// oldest first.
 	queue []*file
 	done  []Position // where finished files ended, newest last
+	// late is the file finished last, still open for lines of writers that
+	// change over very late; lateSplit has its half line, lateSeen is when it
+	// last grew.
+	late      *file
+	lateSplit splitter
+	lateSeen  time.Time
+	// older are the files before the one that reading began with, and their
+	// sizes then: a clock that is set back makes a Dated log go on in one.
+	older map[id]int64
 	// top is the file under the log's name; zero if there is none.
 	top id
 	// stay: cur is rotated, but the new log is empty, so nobody has changed
@@ -124,9 +143,16 @@ type follower struct {
 	// was first read to its end.
 	quiet, ended time.Time
 
+	dry  bool      // at the last look there was nothing to read and no next file
+	lost time.Time // since when there is no file under the log's name
+
 	told     bool // something has been emitted
 	caughtUp bool // at the last look
 	absent   bool // there was no log when we first looked
+
+	// moved: a file of a list was not there any more, or another one, when it
+	// was opened; so what was not found may be there.
+	moved bool
 
 	// What was told to the log of each hindrance, so as to tell it once:
 	// finding and opening, reading, rotated files.
@@ -140,6 +166,7 @@ func (t *follower) close() {
 	for _, f := range t.queue {
 		f.close()
 	}
+	t.dropLate()
 }
 
 func (t *follower) run(ctx context.Context) error {
@@ -153,6 +180,9 @@ func (t *follower) run(ctx context.Context) error {
 		if more {
 			continue
 		}
+		if t.letGo() {
+			return t.last()
+		}
 		timer.Reset(min(wait, t.o.Poll))
 		select {
 		case <-ctx.Done():
@@ -163,12 +193,41 @@ func (t *follower) run(ctx context.Context) error {
 	return nil
 }
 
+// errGone is Follow's end where Options.gone is set.
+var errGone = errors.New("the log is gone")
+
+// letGo reports whether the log is gone for good.
+func (t *follower) letGo() bool {
+	if t.top != (id{}) {
+		t.lost = time.Time{}
+		return false
+	}
+	if t.lost.IsZero() {
+		t.lost = time.Now()
+	}
+	return t.o.gone > 0 && t.dry && time.Since(t.lost) >= t.o.gone
+}
+
+// last delivers the half line at the end of a log that is gone.
+func (t *follower) last() error {
+	if t.cur != nil {
+		if t.flush(); len(t.lines) > 0 {
+			if err := t.tell(t.cur.at, true); err != nil {
+				return err
+			}
+		}
+	}
+	return errGone
+}
+
 // step reads once, or looks once whether there is another file to read. more
 // says that there may be more to do at once; otherwise wait is the longest
 // that is worth waiting. An error is emit's.
 func (t *follower) step() (more bool, wait time.Duration, err error) {
 	t.notice()
+	t.dry = false
 	if t.cur == nil && !t.resume() {
+		t.dry = true
 		return false, t.o.Poll, t.tellCaughtUp()
 	}
 	cur := t.cur
@@ -206,12 +265,9 @@ func (t *follower) step() (more bool, wait time.Duration, err error) {
 // notice looks at what stands under the log's name and opens it if it is new,
 // before it can be deleted.
 func (t *follower) notice() {
-	target := t.path
-	if real, err := filepath.EvalSymlinks(t.path); err == nil {
-		target = real
-	}
-	t.watch.look(t.path, target)
-	fi, err := os.Stat(t.path)
+	t.watch.look(t.names.watch()...)
+	t.now = t.names.current()
+	fi, err := os.Stat(t.now)
 	if err != nil {
 		t.top = id{}
 		if errors.Is(err, fs.ErrNotExist) && t.cur == nil {
@@ -232,7 +288,7 @@ func (t *follower) notice() {
 		t.cleared(&t.finding)
 		return
 	}
-	f, err := openFile(t.path)
+	f, err := openFile(t.now)
 	if err != nil {
 		t.hindered(&t.finding, err)
 		return
@@ -249,6 +305,9 @@ func (t *follower) notice() {
 
 // returned sets a file that was read before at the place where we left it.
 func (t *follower) returned(f *file) {
+	if t.late != nil && t.late.id == f.id {
+		t.dropLate()
+	}
 	for _, p := range slices.Backward(t.done) {
 		if p.Dev == f.id.dev && p.Inode == f.id.ino {
 			if !f.is(p) && f.plain == nil {
@@ -257,13 +316,16 @@ func (t *follower) returned(f *file) {
 			return
 		}
 	}
+	if end, ok := t.older[f.id]; ok && f.plain == nil && f.seek(end) != nil {
+		f.restart()
+	}
 }
 
 // resume finds the file to begin with and makes it cur. false: not yet.
 func (t *follower) resume() bool {
 	var top *file
 	if t.top != (id{}) {
-		f, err := openFile(t.path)
+		f, err := openFile(t.now)
 		if err != nil {
 			t.hindered(&t.finding, err)
 			return false
@@ -283,6 +345,7 @@ func (t *follower) resume() bool {
 			}
 		}
 		t.cur = top
+		t.noteOlder()
 		return true
 	}
 	f := t.find(top)
@@ -293,19 +356,37 @@ func (t *follower) resume() bool {
 		return false
 	}
 	t.cur = f
+	t.noteOlder()
 	return true
+}
+
+// noteOlder notes how long the files before cur are. Where a log keeps its
+// name, no file of its past becomes the log again unseen.
+func (t *follower) noteOlder() {
+	n, ok := t.names.(*datedNames)
+	if !ok || t.older != nil {
+		return
+	}
+	t.older = map[id]int64{}
+	for _, g := range n.matches() {
+		if g.id == t.cur.id {
+			break
+		}
+		t.older[g.id] = g.size
+	}
 }
 
 // find returns the file that t.from is a place in, at that place; or else,
 // with a warning, the oldest of which nothing was read; or nil.
 func (t *follower) find(top *file) *file {
 	from := t.from
+	t.moved = false
 	if top != nil && top.id.ino == from.Inode {
 		if top.is(from) || top.isCut(from) {
 			return top
 		}
 	}
-	gs, _, settled := t.rotated()
+	gs, _, settled := t.history(true)
 	if !settled {
 		return nil // tried again
 	}
@@ -322,16 +403,22 @@ func (t *follower) find(top *file) *file {
 	if f := t.byHead(gs, from, id{}); f != nil {
 		return f
 	}
+	if t.moved {
+		return nil
+	}
 	if from.ModTime != 0 {
 		for _, g := range gs {
 			if g.mtime.UnixNano() > from.ModTime {
-				if f, err := openFile(g.name); err == nil {
+				if f, _ := t.open(g); f != nil {
 					t.o.Log.Warn("the log file read last is gone; going on with the oldest one written later, lines may be missing",
 						"log", t.path, "file", g.name)
 					return f
 				}
 			}
 		}
+	}
+	if t.moved {
+		return nil
 	}
 	if top != nil {
 		t.o.Log.Warn("the log file read last is gone; going on at the beginning of the present one, lines may be missing", "log", t.path)
@@ -340,9 +427,25 @@ func (t *follower) find(top *file) *file {
 	return top
 }
 
+// open opens a file of a list; moved tells if it is there no more.
+func (t *follower) open(g generation) (*file, error) {
+	f, err := openFile(g.name)
+	if err == nil && f.id != g.id {
+		f.close()
+		f, err = nil, fs.ErrNotExist
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		t.moved = true
+	}
+	return f, err
+}
+
 // openIf opens g at p, or returns nil if p is not a place in g.
 func (t *follower) openIf(g generation, p Position) *file {
-	f, err := openFile(g.name)
+	f, err := t.open(g)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
 		if t.aside.news(err.Error()) {
 			t.o.Log.Warn("cannot read a rotated log file", "log", t.path, "file", g.name, "err", err)
@@ -374,19 +477,16 @@ func (t *follower) byHead(gs []generation, p Position, not id) *file {
 	return nil
 }
 
-// rotated lists the log's rotated files, oldest first, beside the log and, if
-// that is a symbolic link, beside the file it leads to; without that file.
-func (t *follower) rotated() (gs []generation, top id, settled bool) {
-	paths := []string{t.path}
-	if real, err := filepath.EvalSymlinks(t.path); err == nil && real != t.path {
-		paths = append(paths, real)
-	}
-	top = idAt(t.path)
-	gs, settled = rotated(paths...)
+// history lists the log's files that are not the current one, top, oldest
+// first. With all it has also those that are not of the past.
+func (t *follower) history(all bool) (gs []generation, top id, settled bool) {
+	now := t.names.current()
+	top = idAt(now)
+	gs, settled = t.names.history(all)
 	// What is under the log's name may have a rotated file's name as well (a
 	// link to log-20261122). If it was exchanged while we looked, the list is
 	// of two times.
-	settled = settled && idAt(t.path) == top
+	settled = settled && t.names.current() == now && idAt(now) == top
 	return slices.DeleteFunc(gs, func(g generation) bool { return g.id == top }), top, settled
 }
 
@@ -422,7 +522,7 @@ func (t *follower) add(text []byte, size int64, truncated bool) {
 // tell emits the batch, if there is something to tell. size is cur's; last
 // says that no file is known to come after cur, except an empty one.
 func (t *follower) tell(size int64, last bool) error {
-	b := Batch{Lines: t.lines, Behind: max(0, size-t.cur.at)}
+	b := Batch{Lines: t.lines, Next: t.here(), Behind: max(0, size-t.cur.at)}
 	t.lines = t.lines[:0]
 	for _, f := range t.queue {
 		if fi, err := f.f.Stat(); err == nil {
@@ -437,6 +537,16 @@ func (t *follower) tell(size int64, last bool) error {
 	}
 	t.told = true
 	return t.emit(b)
+}
+
+// here is where to resume. Of a file of which nothing is read yet, the end of
+// the one before says more: it finds what comes after it even if that was
+// copied and truncated.
+func (t *follower) here() Position {
+	if t.cur.off == 0 && len(t.done) > 0 {
+		return t.done[len(t.done)-1]
+	}
+	return t.cur.place(t.cur.off)
 }
 
 // tellCaughtUp tells once that there is nothing to read because there is no
@@ -469,10 +579,13 @@ func (t *follower) atEnd(st state) (more bool, wait time.Duration, err error) {
 	cur := t.cur
 	if cur.id == t.top {
 		t.stay, t.quiet, t.ended = false, time.Time{}, time.Time{}
-		return false, t.o.Poll, t.tell(st.size, true)
+		if err := t.tell(st.size, true); err != nil {
+			return false, 0, err
+		}
+		return false, t.o.Poll, t.readLate()
 	}
 	if t.stay {
-		if t.onlyEmptyTop() {
+		if t.onlyEmptyTop() && !deleted(cur.f) {
 			return false, t.o.Poll, t.tell(st.size, true)
 		}
 		t.stay = false
@@ -482,9 +595,16 @@ func (t *follower) atEnd(st state) (more bool, wait time.Duration, err error) {
 	}
 	next := t.next()
 	if next == nil {
+		if t.moved || len(t.queue) > 0 {
+			return false, time.Millisecond, nil // there may be one
+		}
+		t.dry = true
+		if deleted(cur.f) {
+			return false, t.o.Poll, t.release()
+		}
 		return false, t.o.Poll, t.tell(st.size, true)
 	}
-	if next.id == t.top && !cur.final && next.isEmpty() {
+	if next.id == t.top && !cur.final && next.isEmpty() && !deleted(cur.f) {
 		t.stay = true
 		t.queue = append([]*file{next}, t.queue...)
 		return false, t.o.Poll, t.tell(st.size, true)
@@ -498,6 +618,22 @@ func (t *follower) atEnd(st state) (more bool, wait time.Duration, err error) {
 	}
 	t.become(next)
 	return true, 0, nil
+}
+
+// release closes a file that was deleted, before there is another: while it is
+// open it takes room on the disk, and that may be full.
+func (t *follower) release() error {
+	cur := t.cur
+	t.flush()
+	if err := t.tell(cur.at, true); err != nil {
+		return err
+	}
+	t.o.Log.Info("the log was deleted", "log", t.path, "bytes", cur.off)
+	t.from = t.here()
+	t.finished(cur)
+	cur.close()
+	t.cur, t.quiet, t.ended = nil, time.Time{}, time.Time{}
+	return nil
 }
 
 // onlyEmptyTop reports whether the one newer file is the log, still empty.
@@ -514,11 +650,13 @@ func (t *file) isEmpty() bool {
 func (t *follower) become(next *file) {
 	cur := t.cur
 	t.o.Log.Info("the log was rotated", "log", t.path, "finished", cur.name, "bytes", cur.off, "next", next.name)
-	t.done = append(t.done, cur.place(cur.off))
-	if len(t.done) > maxDone {
-		t.done = slices.Delete(t.done, 0, len(t.done)-maxDone)
+	t.finished(cur)
+	if cur.plain == nil && !cur.final {
+		t.late, t.lateSeen = cur, time.Now()
+		t.lateSplit = splitter{max: t.o.MaxLine}
+	} else {
+		cur.close()
 	}
-	cur.close()
 	t.cur = next
 	t.stay, t.quiet, t.ended = false, time.Time{}, time.Time{}
 }
@@ -543,7 +681,7 @@ func (t *follower) grace(st state) time.Duration {
 		return 0
 	}
 	if now.Sub(t.ended) >= graceMax*t.o.Grace {
-		t.o.Log.Warn("a rotated log file is still written to; no longer waiting for that writer, its lines will be missing",
+		t.o.Log.Info("a rotated log file is still written to; no longer waiting for that writer, its lines will come late",
 			"log", t.path, "file", t.cur.name)
 		return 0
 	}
@@ -553,11 +691,15 @@ func (t *follower) grace(st state) time.Duration {
 // next returns the generation after cur, open and taken out of the queue; nil
 // if there is none yet.
 func (t *follower) next() *file {
-	gs, top, settled := t.rotated()
+	gs, top, settled := t.history(false)
+	t.moved = !settled
 	if !settled {
 		return nil // tried again
 	}
 	i := t.index(gs, t.cur)
+	if i < 0 {
+		i = t.lastDone(gs)
+	}
 	if i >= 0 {
 		gs = gs[i+1:]
 	} else {
@@ -566,10 +708,22 @@ func (t *follower) next() *file {
 		last := t.cur.mtime
 		gs = slices.DeleteFunc(gs, func(g generation) bool { return g.mtime.UnixNano() <= last })
 	}
+	// An empty one that was compressed or deleted cannot be found, and tells
+	// nothing.
+	t.queue = slices.DeleteFunc(t.queue, func(f *file) bool {
+		gone := f.id != top && f.isEmpty() && deleted(f.f)
+		if gone {
+			f.close()
+		}
+		return gone
+	})
 	if len(t.queue) > 0 {
 		// What stands before the first of the queue was rotated so fast that
 		// we never saw it under the log's name.
 		j := t.index(gs, t.queue[0])
+		if t.moved {
+			return nil // tried again
+		}
 		if j < 0 && t.queue[0].id != top {
 			j = 0 // deleted already
 		}
@@ -577,17 +731,19 @@ func (t *follower) next() *file {
 			gs = gs[:j]
 		}
 	}
+	if t.moved {
+		return nil // tried again
+	}
 	for _, g := range gs {
-		f, err := openFile(g.name)
+		f, err := t.open(g)
+		if t.moved {
+			return nil
+		}
 		if err != nil {
 			if t.aside.news(err.Error()) {
 				t.o.Log.Warn("cannot read a rotated log file; its lines will be missing", "log", t.path, "file", g.name, "err", err)
 			}
 			continue
-		}
-		if f.id != g.id { // renamed meanwhile; look again
-			f.close()
-			return nil
 		}
 		t.returned(f)
 		return f
@@ -598,6 +754,27 @@ func (t *follower) next() *file {
 	f := t.queue[0]
 	t.queue = slices.Delete(t.queue, 0, 1)
 	return f
+}
+
+// lastDone finds the newest of gs that was finished, although it may have been
+// compressed since; -1: none.
+func (t *follower) lastDone(gs []generation) int {
+	const most = 4 // what was finished longer ago stands before those
+	done := t.done[max(0, len(t.done)-most):]
+	for i, g := range slices.Backward(gs) {
+		f, err := t.open(g)
+		if err != nil {
+			continue
+		}
+		// By the beginning, not the inode: that of a file that is gone may be
+		// another's by now.
+		known := slices.ContainsFunc(done, func(p Position) bool { return p.HeadLen >= headMin && f.is(p) })
+		f.close()
+		if known {
+			return i
+		}
+	}
+	return -1
 }
 
 // index finds f among gs, also if it was compressed; -1: it is not there.
@@ -615,7 +792,7 @@ func (t *follower) index(gs []generation, f *file) int {
 		if !compressed(g.name) {
 			continue
 		}
-		if c, err := openFile(g.name); err == nil {
+		if c, err := t.open(g); err == nil {
 			same := c.is(p)
 			c.close()
 			if same {
@@ -641,8 +818,13 @@ func (t *follower) truncated(st state) error {
 		}
 		return nil
 	}
-	gs, _, _ := t.rotated()
-	if f := t.byHead(gs, cur.place(cur.off), cur.id); f != nil {
+	gs, _, settled := t.history(false)
+	t.moved = false
+	f := t.byHead(gs, cur.place(cur.off), cur.id)
+	if f == nil && (!settled || t.moved) {
+		return nil // looked at again
+	}
+	if f != nil {
 		if st, err := f.look(); err == nil && (f.plain != nil || st.size > cur.off) {
 			t.o.Log.Info("the log was copied and truncated", "log", t.path, "at", cur.off, "copy", f.name)
 			t.split.take() // in the copy once more
@@ -655,10 +837,24 @@ func (t *follower) truncated(st state) error {
 	t.o.Log.Info("the log was truncated", "log", t.path, "at", cur.off)
 	t.flush()
 	defer cur.restart()
+	defer t.finished(cur)
 	if len(t.lines) > 0 {
 		return t.tell(0, false)
 	}
 	return nil
+}
+
+// finished remembers where a file ended. The one before it is not waited for
+// any more.
+func (t *follower) finished(f *file) {
+	t.dropLate()
+	if f.off == 0 {
+		return
+	}
+	t.done = append(t.done, f.place(f.off))
+	if len(t.done) > maxDone {
+		t.done = slices.Delete(t.done, 0, len(t.done)-maxDone)
+	}
 }
 
 // failed is where cur could not be read: it is opened again, by its position.

@@ -26,24 +26,10 @@ type generation struct {
 // first, without the paths themselves. settled is false if they were renamed
 // all the time: then the list may lack some of them, and must not be used to
 // decide which file comes next.
-func rotated(paths ...string) (was []generation, settled bool) {
-	// A listing is not a snapshot: logrotate may be renaming the files one
-	// by one just now. Two listings that agree are.
-	for try := range 10 {
-		is := list(paths)
-		if try > 0 && slices.EqualFunc(is, was, func(a, b generation) bool {
-			return a.name == b.name && a.id == b.id
-		}) {
-			settled = true
-			break
-		}
-		was = is
-		if try > 1 {
-			time.Sleep(time.Millisecond)
-		}
-	}
-	order(was)
-	return was, settled
+func rotated(paths ...string) (gs []generation, settled bool) {
+	gs, settled = twice(func() []generation { return list(paths) })
+	order(gs)
+	return gs, settled
 }
 
 func list(paths []string) []generation {
@@ -73,9 +59,38 @@ func list(paths []string) []generation {
 		}
 	}
 	// While gzip is at work both log.1 and an unfinished log.1.gz are there.
+	// While files are renamed that may also be two.
 	return slices.DeleteFunc(gs, func(g generation) bool {
-		return compressed(g.name) && seen[trimCompressed(g.name)]
+		plain := trimCompressed(g.name)
+		return plain != g.name && seen[plain] && !other(g.name, plain)
 	})
+}
+
+// other reports whether a compressed file is certainly not made of the plain
+// one.
+func other(packed, plain string) bool {
+	p, err := openFile(plain)
+	if err != nil {
+		return false
+	}
+	defer p.close()
+	z, err := openFile(packed)
+	if err != nil {
+		return false
+	}
+	defer z.close()
+	b := make([]byte, headMin)
+	n, err := z.read(b)
+	if n == 0 || err != nil {
+		return false
+	}
+	mark := p.mark()
+	if mark.HeadLen == 0 {
+		return true
+	}
+	z.advance(b[:n])
+	err = z.seek(mark.Offset)
+	return (err == nil || err == errShort) && (len(z.head) < mark.HeadLen || checksum(z.head[:mark.HeadLen]) != mark.Head)
 }
 
 // suffix reads what a rotation adds to the name of a log: .1, .01, .2.gz,

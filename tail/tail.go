@@ -1,5 +1,7 @@
-// Package tail follows a log file and delivers its lines in order, each
-// once, whatever logrotate does to the file.
+// Package tail follows a log and delivers its lines in order, each once,
+// whatever logrotate does to its files. A log is a file (Follow), one with the
+// date in its name (Follow), all files that match a pattern (FollowPattern),
+// the systemd journal (FollowJournal) or a stream (FollowReader).
 //
 // What a log file suffers, and what Follow makes of it:
 //
@@ -16,6 +18,9 @@
 //     first bytes if the file has already grown past our place again. What we
 //     had not read yet is read from the copy.
 //   - Cut at the end: we go on at the new end; nothing is delivered twice.
+//   - A file with a later date in its name appears (Dated): like a rename.
+//     The clock is set back, and an older one is written to again: that is
+//     the log again, and its new lines are read.
 //   - Missing, in a missing directory, or not readable: tried again until it
 //     is there.
 //
@@ -23,7 +28,8 @@
 // loses (written after the copy, before the truncation, and not yet read);
 // lines of a file that was made and deleted again before we opened it; lines
 // written to a rotated file after its grace time, by a writer that holds it
-// open although others have long changed over; rotated files in another
+// open although others have long changed over, if we are stopped before we
+// see them (else they come late); rotated files in another
 // directory (logrotate's olddir), if they were rotated there while we did not
 // run.
 package tail
@@ -47,6 +53,9 @@ type Position struct {
 	// line was read, in nanoseconds since 1970; 0 if not known. If the file
 	// is gone when we resume, rotated files written later are unread ones.
 	ModTime int64 `json:"mtime,omitempty"`
+	// Cursor is a place in the journal, where that is the log; all else is
+	// zero then.
+	Cursor string `json:"cursor,omitempty"`
 }
 
 // IsZero reports whether nothing is known: where to begin is Options.Start's
@@ -74,6 +83,12 @@ type Line struct {
 type Batch struct {
 	// Lines may be empty in the batch that only tells of CaughtUp.
 	Lines []Line
+	// Next is where to resume after this batch; zero if that is not known
+	// (no file yet, a stream).
+	Next Position
+	// Late says that the lines may be older than others before them: from a
+	// writer that changed over late, or of a stream.
+	Late bool
 	// CaughtUp says that everything written so far has been delivered, a
 	// half line at the very end excepted. False while old files or the rest
 	// of this one are still to be read.

@@ -104,8 +104,9 @@ func (w *watcher) look(paths ...string) {
 	w.mu.Lock()
 	clear(w.stems)
 	for _, p := range paths {
-		w.stems[filepath.Base(p)] = true
-		wanted[filepath.Dir(p)] = true
+		dir, stem := filepath.Split(p)
+		w.stems[stem] = true
+		wanted[filepath.Clean(dir)] = true
 	}
 	for dir := range w.dirs {
 		if !wanted[dir] { // a symbolic link leads elsewhere now

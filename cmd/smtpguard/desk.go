@@ -22,6 +22,7 @@ import (
 	"github.com/smtpguard/smtpguard/guard"
 	"github.com/smtpguard/smtpguard/policy"
 	"github.com/smtpguard/smtpguard/store"
+	"github.com/smtpguard/smtpguard/tail"
 )
 
 // reportsConfig is the policy's section as package abuse has it.
@@ -208,7 +209,16 @@ func (l *evidenceLogs) Scan(ctx context.Context, from, to time.Time, fn func(*de
 		p := exim.New(l.zone)
 		names := []string{path}
 		if !l.only {
-			names = generations(path, from)
+			names = filesSince(path, from)
+		}
+		if !l.only && tail.KindOf(path) == tail.Journal {
+			first, err := scanJournal(ctx, p, from, to, fn)
+			if !first.IsZero() && (reach.IsZero() || first.Before(reach)) {
+				reach = first
+			}
+			if err != nil {
+				return reach, fmt.Errorf("reading the journal: %w", err)
+			}
 		}
 		for _, name := range names {
 			f, err := e.openLog(name)

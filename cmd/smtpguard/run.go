@@ -10,7 +10,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -25,6 +24,7 @@ import (
 	"github.com/smtpguard/smtpguard/policy"
 	"github.com/smtpguard/smtpguard/sockets"
 	"github.com/smtpguard/smtpguard/store"
+	"github.com/smtpguard/smtpguard/tail"
 )
 
 func (e *env) runCommand() *cli.Command {
@@ -32,7 +32,7 @@ func (e *env) runCommand() *cli.Command {
 		Name: "run", Usage: "the daemon: follow the log and keep the server reachable",
 		Description: "Settings come from the policy; the flags override it, for trials and containers. SIGHUP reads the policy again.",
 		Flags: []cli.Flag{
-			&cli.StringSliceFlag{Name: "log", Usage: "follow `FILE` (may be given more than once)"},
+			&cli.StringSliceFlag{Name: "log", Usage: "follow `FILE`, a pattern, journald, or - for standard input (may be given more than once)"},
 			&cli.StringFlag{Name: "mode", Usage: "`MODE` is observe or enforce"},
 			&cli.StringFlag{Name: "backend", Usage: "packet filter `NAME`"},
 			&cli.StringFlag{Name: "capacity", Usage: "the server has `N` slots (smtp_accept_max)"},
@@ -57,13 +57,16 @@ func (e *env) runPolicy(c *cli.Context) (*policy.Policy, error) {
 		}
 	}
 	if logs := c.StringSlice("log"); len(logs) > 0 {
-		p.Logs = nil
-		for _, l := range logs {
-			abs, err := filepath.Abs(l)
-			if err != nil {
+		for i, l := range logs {
+			if k := tail.KindOf(l); k == tail.Journal || k == tail.Input {
+				continue
+			}
+			if logs[i], err = filepath.Abs(l); err != nil {
 				return nil, err
 			}
-			p.Logs = append(p.Logs, abs)
+		}
+		if err := p.Set("logs", logs...); err != nil {
+			return nil, &usageError{fmt.Sprintf("--log: %v", err)}
 		}
 	}
 	return p, nil
@@ -89,8 +92,8 @@ func (e *env) run(c *cli.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if mtaErr == nil && !slices.ContainsFunc(logs, func(l string) bool { return sameFile(l, mta.MainLog) }) {
-		log.Info("this machine's Exim writes another log than the one that is followed; its configuration is left aside", "writes", mta.MainLog)
+	if mtaErr == nil && !slices.ContainsFunc(logs, func(l string) bool { return isLogOf(l, mta) }) {
+		log.Info("this machine's Exim writes another log than the one that is followed; its configuration is left aside", "writes", mta.LogFilePath)
 		mtaErr = errors.New("of another log")
 	}
 
@@ -148,7 +151,8 @@ func (e *env) run(c *cli.Context) (err error) {
 		zone = zoneOf(mta, mtaErr)
 	}
 	for _, path := range logs {
-		o.Logs = append(o.Logs, guard.Log{Path: path, Parser: exim.New(zone)})
+		o.Logs = append(o.Logs, guard.Log{Path: path, Parser: exim.New(zone), Fork: func() guard.Parser { return exim.New(zone) },
+			Identifiers: eximIdentifiers, Input: e.stdin})
 	}
 	g, err := guard.New(c.Context, o)
 	if err != nil {
@@ -249,69 +253,6 @@ func (e *env) logger() *slog.Logger {
 		}
 	}
 	return slog.New(slog.NewTextHandler(e.stderr, o))
-}
-
-// findLogs resolves "auto" to the log that Exim writes, else to the first of
-// the usual places that exists.
-func findLogs(p *policy.Policy, mta exim.Config, mtaErr error) ([]string, error) {
-	var logs []string
-	for _, l := range p.Logs {
-		if l != policy.Auto {
-			logs = append(logs, l)
-			continue
-		}
-		found := ""
-		if mtaErr == nil {
-			found = mta.MainLog
-		}
-		if strings.Contains(found, "%") {
-			return nil, withHint(fmt.Errorf("the log that Exim writes has the date in its name (%s), and cannot be followed", found),
-				"log_file_path without %D and logrotate, or `logs:` with the path of a log that keeps its name")
-		}
-		for _, cand := range policy.LogCandidates {
-			if found != "" {
-				break
-			}
-			if _, err := os.Stat(cand); err == nil {
-				found = cand
-			}
-		}
-		if found == "" {
-			return nil, withHint(errors.New("no Exim main log was found"), fmt.Sprintf("name it: `logs: [/path/to/mainlog]` in the policy, or --log; looked for what `exim -bP log_file_path` says, and %v", policy.LogCandidates))
-		}
-		logs = append(logs, found)
-	}
-	for _, l := range logs {
-		fi, err := os.Stat(l)
-		if errors.Is(err, os.ErrNotExist) {
-			continue // it may be made later; following waits for it
-		}
-		if err == nil && fi.IsDir() {
-			return nil, withHint(fmt.Errorf("the log %s is a directory", l), "name the main log in it")
-		}
-		if err == nil && !fi.Mode().IsRegular() {
-			return nil, withHint(fmt.Errorf("the log %s is not a file", l), "let Exim write to a file (log_file_path)")
-		}
-		var f *os.File
-		if err == nil {
-			f, err = os.Open(l)
-		}
-		if err != nil {
-			return nil, withHint(fmt.Errorf("the log cannot be read: %w", err), "run as root, or as a user in the log's group (adm, mail or Debian-exim)")
-		}
-		f.Close()
-	}
-	slices.Sort(logs)
-	return slices.Compact(logs), nil
-}
-
-func sameFile(a, b string) bool {
-	if filepath.Clean(a) == filepath.Clean(b) {
-		return true
-	}
-	fa, errA := os.Stat(a)
-	fb, errB := os.Stat(b)
-	return errA == nil && errB == nil && os.SameFile(fa, fb)
 }
 
 // zoneOf is the zone of timestamps that state none: Exim's own setting, else

@@ -41,7 +41,7 @@ type Config struct {
 	LogFilePath string
 	// MainLog is the path of the main log that follows from it; empty if
 	// there is none, or none that can be known. It may hold %D or %M, for
-	// the date of each file: see MainLogGlob.
+	// the date of each file.
 	MainLog string
 	// Syslog: the log goes to syslog, instead or as well.
 	Syslog bool
@@ -218,16 +218,6 @@ func (c Config) Location() (*time.Location, error) {
 		return nil, fmt.Errorf("timezone %q of Exim: %w", clip(c.Timezone), err)
 	}
 	return loc, nil
-}
-
-// MainLogGlob is MainLog as a pattern for filepath.Glob: %D and %M become
-// eight and six digits.
-func (c Config) MainLogGlob() string {
-	const digit = "[0-9]"
-	return strings.NewReplacer(
-		"%D", strings.Repeat(digit, 8), "%M", strings.Repeat(digit, 6),
-		`*`, `\*`, `?`, `\?`, `[`, `\[`, `\`, `\\`,
-	).Replace(c.MainLog)
 }
 
 // selectors reads a log_selector: words with a sign, later ones win.

@@ -122,24 +122,6 @@ func TestLogPath(t *testing.T) {
 	}
 }
 
-func TestMainLogGlob(t *testing.T) {
-	dir := t.TempDir()
-	for _, name := range []string{"mainlog-20261122", "mainlog-202611", "mainlog-x", "rejectlog-20261122"} {
-		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for form, want := range map[string]string{"%D": "mainlog-20261122", "%M": "mainlog-202611", "x": "mainlog-x"} {
-		got, err := filepath.Glob(Config{MainLog: dir + "/mainlog-" + form}.MainLogGlob())
-		if err != nil || len(got) != 1 || filepath.Base(got[0]) != want {
-			t.Errorf("%s: %v %v, want %s", form, got, err, want)
-		}
-	}
-	if got := (Config{MainLog: `/a[1]*\b`}).MainLogGlob(); got != `/a\[1]\*\\b` {
-		t.Errorf("got %s", got)
-	}
-}
-
 func TestLocation(t *testing.T) {
 	for tz, want := range map[string]string{"": "Local", "utc": "UTC", "UTC": "UTC", "Europe/Berlin": "Europe/Berlin", ":Asia/Tokyo": "Asia/Tokyo", "/usr/share/zoneinfo/Asia/Tokyo": "Asia/Tokyo"} {
 		loc, err := Config{Timezone: tz}.Location()

@@ -1,0 +1,230 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/smtpguard/smtpguard/detector"
+	"github.com/smtpguard/smtpguard/detector/exim"
+	"github.com/smtpguard/smtpguard/policy"
+	"github.com/smtpguard/smtpguard/tail"
+)
+
+// eximIdentifiers are the names that Exim has in syslog and the journal:
+// syslog_processname is "exim" by default, the journal may know the program by
+// its own name, which is exim4 in Debian.
+var eximIdentifiers = []string{"exim", "exim4"}
+
+// syslogFiles are where syslog daemons write mail's messages, by their own
+// defaults: Debian, Red Hat, and all of them in one file.
+var syslogFiles = []string{"/var/log/mail.log", "/var/log/maillog", "/var/log/mail.info", "/var/log/mail", "/var/log/syslog", "/var/log/messages"}
+
+// journalSocket is there where journald takes messages.
+const journalSocket = "/run/systemd/journal/socket"
+
+// findLogs resolves "auto", and refuses logs that cannot be followed.
+func findLogs(p *policy.Policy, mta exim.Config, mtaErr error) ([]string, error) {
+	var logs []string
+	for _, l := range p.Logs {
+		if l == policy.Auto {
+			var err error
+			if l, err = findLog(mta, mtaErr); err != nil {
+				return nil, err
+			}
+		}
+		if err := checkLog(l); err != nil {
+			return nil, err
+		}
+		logs = append(logs, l)
+	}
+	slices.Sort(logs)
+	return slices.Compact(logs), nil
+}
+
+// findLog is the log that Exim writes, else the first of the usual places that
+// exists.
+func findLog(mta exim.Config, mtaErr error) (string, error) {
+	switch {
+	case mtaErr == nil && mta.MainLog != "":
+		if tail.KindOf(mta.MainLog) == tail.Pattern { // its name has such characters
+			return strings.NewReplacer(`*`, `\*`, `?`, `\?`, `[`, `\[`, `\`, `\\`).Replace(mta.MainLog), nil
+		}
+		return mta.MainLog, nil
+	case mtaErr == nil && mta.Syslog:
+		if found := findSyslog(syslogFiles, journalSocket); found != "" {
+			return found, nil
+		}
+		return "", withHint(errors.New("the log goes to syslog, and neither a file with lines of Exim nor the journal was found"),
+			fmt.Sprintf("name it: `logs: [/path/to/file]` in the policy, or --log; looked at the ends of %v", syslogFiles))
+	}
+	for _, cand := range policy.LogCandidates {
+		if _, err := os.Stat(cand); err == nil {
+			return cand, nil
+		}
+	}
+	return "", withHint(errors.New("no Exim main log was found"),
+		fmt.Sprintf("name it: `logs: [/path/to/mainlog]` in the policy, or --log; looked for what `exim -bP log_file_path` says, and %v", policy.LogCandidates))
+}
+
+// findSyslog is the first of the files with a line of Exim's near its end,
+// else the journal if journald runs. Files go first: journald drops messages
+// that come too fast (RateLimitBurst=), and passes them on to the syslog
+// daemon before that.
+func findSyslog(files []string, socket string) string {
+	for _, name := range files {
+		if hasExim(name) {
+			return name
+		}
+	}
+	if _, err := os.Stat(socket); err == nil {
+		if _, err := exec.LookPath("journalctl"); err == nil {
+			return tail.JournalName
+		}
+	}
+	return ""
+}
+
+var eximTag = regexp.MustCompile(`(?m)^\S.{5,300}? exim4?(\[\d+\])?: `)
+
+// hasExim reports whether there is a line of Exim's in the last MiB of a file.
+func hasExim(name string) bool {
+	f, err := os.Open(name)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil || !fi.Mode().IsRegular() {
+		return false
+	}
+	const most = 1 << 20
+	b, err := io.ReadAll(io.NewSectionReader(f, max(0, fi.Size()-most), most))
+	return err == nil && eximTag.Match(b)
+}
+
+// checkLog refuses what cannot be followed. What is not there yet may come.
+func checkLog(l string) error {
+	switch tail.KindOf(l) {
+	case tail.Input:
+		return nil
+	case tail.Journal:
+		if _, err := exec.LookPath("journalctl"); err != nil {
+			return withHint(fmt.Errorf("the journal cannot be followed: %w", err), "name the file that Exim or the syslog daemon writes: `logs: [/var/log/mail.log]`")
+		}
+		return nil
+	}
+	for _, name := range tail.Find(l) {
+		if err := checkFile(name, tail.KindOf(l) == tail.File); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkFile refuses a file that cannot be read; only: a wildcard may match what
+// is no file, and that is left aside.
+func checkFile(l string, only bool) error {
+	fi, err := os.Stat(l)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil // it may be made later; following waits for it
+	case err == nil && !fi.Mode().IsRegular() && !only:
+		return nil
+	case err == nil && fi.IsDir():
+		return withHint(fmt.Errorf("the log %s is a directory", l), "name the main log in it, or all logs: "+filepath.Join(l, "*"))
+	case err == nil && !fi.Mode().IsRegular():
+		return withHint(fmt.Errorf("the log %s is not a file", l), "let Exim write to a file (log_file_path); `--log -` reads standard input")
+	}
+	if err == nil {
+		var f *os.File
+		if f, err = os.Open(l); err == nil {
+			_ = f.Close()
+		}
+	}
+	if err != nil {
+		return withHint(fmt.Errorf("the log cannot be read: %w", err), "run as root, or as a user in the log's group (adm, mail or Debian-exim)")
+	}
+	return nil
+}
+
+// isLogOf reports whether this machine's Exim writes the log. Of standard
+// input nobody knows.
+func isLogOf(l string, mta exim.Config) bool {
+	switch tail.KindOf(l) {
+	case tail.Journal:
+		return mta.Syslog
+	case tail.Pattern:
+		ok, _ := filepath.Match(l, mta.MainLog)
+		return ok
+	case tail.Dated:
+		return filepath.Clean(l) == mta.MainLog
+	case tail.File:
+		return sameFile(l, mta.MainLog) || mta.Syslog && slices.Contains(syslogFiles, l)
+	}
+	return false
+}
+
+func sameFile(a, b string) bool {
+	if filepath.Clean(a) == filepath.Clean(b) {
+		return true
+	}
+	fa, errA := os.Stat(a)
+	fb, errB := os.Stat(b)
+	return errA == nil && errB == nil && os.SameFile(fa, fb)
+}
+
+// filesSince are the files of a log, rotated ones too, that may hold lines from
+// a time on, oldest first. The journal and standard input have none.
+func filesSince(log string, from time.Time) []string {
+	type file struct {
+		name string
+		mod  time.Time
+	}
+	var files []file
+	seen := map[string]bool{}
+	for _, base := range tail.Find(log) {
+		names := []string{base}
+		if tail.KindOf(log) != tail.Dated {
+			names = generations(base, from)
+		}
+		for _, name := range names {
+			fi, err := os.Stat(name)
+			if err == nil && fi.Mode().IsRegular() && !fi.ModTime().Before(from) && !seen[name] {
+				seen[name] = true
+				files = append(files, file{name, fi.ModTime()})
+			}
+		}
+	}
+	slices.SortStableFunc(files, func(a, b file) int { return a.mod.Compare(b.mod) })
+	names := make([]string, len(files))
+	for i, f := range files {
+		names[i] = f.name
+	}
+	return names
+}
+
+// scanJournal hands out the events of the journal between two times, and
+// returns the time of its first line.
+func scanJournal(ctx context.Context, p *exim.Parser, from, to time.Time, fn func(*detector.Event, []byte) error) (first time.Time, err error) {
+	err = tail.ReadJournal(ctx, from, to, tail.JournalOptions{Identifiers: eximIdentifiers}, func(b tail.Batch) error {
+		for _, l := range b.Lines {
+			reach, err := scanLog(ctx, bytes.NewReader(l.Text), p, from, to, fn)
+			if first = cmp.Or(first, reach); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return first, err
+}
