@@ -27,7 +27,7 @@ mkdir "$world/etc" "$world/bin"
 cp -a /etc/. "$world/etc"
 rm -rf "$world/etc/csf" "$world/etc/smtpguard"
 mount --bind "$world/etc" /etc
-for d in /var/log /var/lib /run /root; do mount -t tmpfs tmpfs $d; done
+for d in /var/log /var/lib /var/spool /run /root; do mount -t tmpfs tmpfs $d; done
 ip link set lo up
 cat >"$world/bin/sudo" <<'EOF'
 #!/bin/sh
