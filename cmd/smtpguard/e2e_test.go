@@ -409,17 +409,20 @@ func TestDropAlone(t *testing.T) {
 	})
 	t.Run("nonreader", func(t *testing.T) {
 		t.Parallel()
-		s := newScene(t, lab.MTAOptions{ReceiveTimeout: 5 * time.Second})
+		// Long enough for a busy machine on which the attackers get to write
+		// seldom: Exim must not lose them before its own writes block.
+		const timeout = 12 * time.Second
+		s := newScene(t, lab.MTAOptions{ReceiveTimeout: timeout})
 		s.fill(lab.Attack{Kind: lab.NonReader, Sources: five(), Each: 22})
 		// Each child is in its write now, or soon: the timeout is for reads.
 		time.Sleep(3 * time.Second)
 		dropped := drop(s, five())
-		time.Sleep(12 * time.Second)
+		time.Sleep(timeout + 5*time.Second)
 		held, err := s.w.HeldBy(five())
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Logf("DROP alone: %d slots are still held after %.0f s, with a timeout of 5 s", held, time.Since(dropped).Seconds())
+		t.Logf("DROP alone: %d slots are still held after %.0f s, with a timeout of %s", held, time.Since(dropped).Seconds(), timeout)
 		if held < 90 {
 			t.Errorf("only %d slots are still held by peers that never read", held)
 		}
