@@ -48,6 +48,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 			e.runCommand(), e.replayCommand(), e.statusCommand(), e.explainCommand(),
 			e.blocksCommand(), e.blockCommand(), e.unblockCommand(), e.allowCommand(),
 			e.reportsCommand(), e.firewallCommand(), e.policyCommand(), e.versionCommand(),
+			e.completionCommand(), e.manCommand(),
 		},
 		Reader: stdin, Writer: stdout, ErrWriter: stderr,
 		HideVersion:     true,
