@@ -7,8 +7,9 @@ FUZZTIME ?= 30s
 VERSION := $(or $(VERSION),$(shell packaging/version))
 GOBUILD = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)"
 
+BUILD ?= bin
 build:
-	$(GOBUILD) -o bin/smtpguard ./cmd/smtpguard
+	$(GOBUILD) -o $(BUILD)/smtpguard ./cmd/smtpguard
 
 # A flood on a mail server of its own, and its end, on your terminal.
 demo: build
@@ -38,21 +39,21 @@ bench: build
 
 # Manual pages and completions, as the program tells of itself.
 man: build
-	for p in smtpguard.8 smtpguard-policy.5; do bin/smtpguard man $$p | gzip -9n >bin/$$p.gz || exit 1; done
-	for s in bash zsh fish; do bin/smtpguard completion $$s >bin/completion.$$s || exit 1; done
+	for p in smtpguard.8 smtpguard-policy.5; do $(BUILD)/smtpguard man $$p | gzip -9n >$(BUILD)/$$p.gz || exit 1; done
+	for s in bash zsh fish; do $(BUILD)/smtpguard completion $$s >$(BUILD)/completion.$$s || exit 1; done
 
 # BIN: another binary than the one of this machine.
-BIN ?= bin/smtpguard
+BIN ?= $(BUILD)/smtpguard
 SHARE = $(DESTDIR)$(PREFIX)/share
 install: man
 	install -D -m 755 $(BIN) $(DESTDIR)$(PREFIX)/sbin/smtpguard
 	test -e $(DESTDIR)/etc/smtpguard/policy.yaml || install -D -m 644 policy.yaml $(DESTDIR)/etc/smtpguard/policy.yaml
 	sed 's,/usr/local/,$(PREFIX)/,' smtpguard.service | install -D -m 644 /dev/stdin $(DESTDIR)$(UNITDIR)/smtpguard.service
-	install -D -m 644 -t $(SHARE)/man/man8 bin/smtpguard.8.gz
-	install -D -m 644 -t $(SHARE)/man/man5 bin/smtpguard-policy.5.gz
-	install -D -m 644 bin/completion.bash $(SHARE)/bash-completion/completions/smtpguard
-	install -D -m 644 bin/completion.zsh $(SHARE)/zsh/site-functions/_smtpguard
-	install -D -m 644 bin/completion.fish $(SHARE)/fish/vendor_completions.d/smtpguard.fish
+	install -D -m 644 -t $(SHARE)/man/man8 $(BUILD)/smtpguard.8.gz
+	install -D -m 644 -t $(SHARE)/man/man5 $(BUILD)/smtpguard-policy.5.gz
+	install -D -m 644 $(BUILD)/completion.bash $(SHARE)/bash-completion/completions/smtpguard
+	install -D -m 644 $(BUILD)/completion.zsh $(SHARE)/zsh/site-functions/_smtpguard
+	install -D -m 644 $(BUILD)/completion.fish $(SHARE)/fish/vendor_completions.d/smtpguard.fish
 	install -D -m 644 -t $(SHARE)/doc/smtpguard README.md CHANGELOG.md LICENSE
 
 # .deb and .rpm in DIST, static, the same bytes whoever builds them from the
