@@ -25,6 +25,7 @@ var built = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	builtIn = dir
 	for _, v := range versions {
 		if err := makePackages(dir, v); err != nil {
 			return dir, err
@@ -32,6 +33,9 @@ var built = sync.OnceValues(func() (string, error) {
 	}
 	return dir, nil
 })
+
+// builtIn is what is to be removed at the end; empty: nothing was built.
+var builtIn string
 
 func makePackages(dir, version string) error {
 	cmd := exec.Command("make", "-s", "-C", "..", "packages", "ARCHES=amd64", "DIST="+dir, "BUILD="+filepath.Join(dir, ".bin"), "VERSION="+version)
@@ -44,15 +48,11 @@ func makePackages(dir, version string) error {
 
 func TestMain(m *testing.M) {
 	status := m.Run()
-	if madeAny {
-		if dir, _ := built(); dir != "" {
-			os.RemoveAll(dir)
-		}
+	if builtIn != "" {
+		os.RemoveAll(builtIn)
 	}
 	os.Exit(status)
 }
-
-var madeAny bool
 
 // packages returns the directory with the packages.
 func packages(t *testing.T) string {
@@ -78,7 +78,6 @@ func packages(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	madeAny = true
 	dir, err := built()
 	if err != nil {
 		t.Fatal(err)
@@ -87,6 +86,7 @@ func packages(t *testing.T) string {
 }
 
 func TestReproducible(t *testing.T) {
+	t.Parallel()
 	dir, again := packages(t), t.TempDir()
 	if err := makePackages(again, "1.0.0"); err != nil {
 		t.Fatal(err)
@@ -147,6 +147,7 @@ func (m *machine) enforce() {
 const ours = `{ find /etc /usr /var -xdev -name '*smtpguard*' ! -path '/var/lib/dpkg/*' ! -path '/var/lib/rpm/*' ! -path '/var/log/*'; find /run -name '*smtpguard*'; } | sort -u`
 
 func TestDeb(t *testing.T) {
+	t.Parallel()
 	if _, err := exec.LookPath("dpkg"); err != nil {
 		skip(t, err)
 	}
@@ -204,6 +205,7 @@ func TestDeb(t *testing.T) {
 }
 
 func TestRPM(t *testing.T) {
+	t.Parallel()
 	if _, err := exec.LookPath("rpm"); err != nil {
 		skip(t, err)
 	}
@@ -254,6 +256,7 @@ func (m *machine) as(name, command, extra string) {
 // TestUnit runs the daemon under the real unit, with everything that it keeps
 // from it, and has it do all that needs a right.
 func TestUnit(t *testing.T) {
+	t.Parallel()
 	m := boot(t, packages(t))
 	m.exim()
 	m.run("dpkg -i /mnt/smtpguard_1.0.0-1_amd64.deb")

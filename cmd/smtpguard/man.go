@@ -75,7 +75,7 @@ func manProgram(w io.Writer, all []place) {
 		if p.args != "" {
 			fmt.Fprint(w, " ", roff(p.args))
 		}
-		fmt.Fprintf(w, "\n%s\n", roff(strings.ToUpper(p.usage[:1])+p.usage[1:]))
+		fmt.Fprintf(w, "\n%s\n", roff(sentence(p.usage)))
 		if p.about != "" {
 			fmt.Fprintf(w, ".PP\n%s\n", roff(strings.Join(strings.Fields(p.about), " ")))
 		}
@@ -183,4 +183,12 @@ func headOf(lines []string) string {
 		}
 	}
 	return ""
+}
+
+// sentence begins with a capital letter.
+func sentence(s string) string {
+	if s == "" {
+		return ""
+	}
+	return strings.ToUpper(s[:1]) + s[1:]
 }
