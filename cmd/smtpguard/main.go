@@ -45,11 +45,12 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		Version: programVersion(),
 		Flags:   globalFlags(),
 		Commands: []*cli.Command{
-			e.runCommand(), e.replayCommand(), e.statusCommand(), e.topCommand(), e.explainCommand(),
+			e.runCommand(), e.doctorCommand(), e.diagnoseCommand(), e.replayCommand(),
+			e.statusCommand(), e.topCommand(), e.explainCommand(),
 			e.blocksCommand(), e.blockCommand(), e.unblockCommand(), e.allowCommand(),
 			e.commitCommand(), e.resumeCommand(),
-			e.reportsCommand(), e.firewallCommand(), e.policyCommand(), e.versionCommand(),
-			e.doctorCommand(), e.diagnoseCommand(),
+			e.reportsCommand(), e.firewallCommand(), e.policyCommand(),
+			e.completionCommand(), e.manCommand(), e.versionCommand(),
 		},
 		Reader: stdin, Writer: stdout, ErrWriter: stderr,
 		HideVersion:     true,
@@ -71,6 +72,9 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	}
 	if len(args) == 0 {
 		args = []string{"smtpguard"}
+	}
+	if len(args) > 1 && args[1] == "help" {
+		args = append(append(args[:1:1], args[2:]...), "--help")
 	}
 	err := app.RunContext(ctx, append(args[:1:1], flagsFirst(app, args[1:])...))
 	return report(stderr, err)
