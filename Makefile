@@ -1,12 +1,15 @@
-.PHONY: build demo test check corpus fuzz bench install clean
+.PHONY: build demo test check corpus fuzz bench man install packages release clean
 
 PREFIX ?= /usr/local
+UNITDIR ?= /etc/systemd/system
 GO ?= go
 FUZZTIME ?= 30s
-LDFLAGS = $(if $(VERSION),-X main.version=$(VERSION))
+VERSION := $(or $(VERSION),$(shell packaging/version))
+GOBUILD = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)"
 
+BUILD ?= bin
 build:
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "$(LDFLAGS)" -o bin/smtpguard ./cmd/smtpguard
+	$(GOBUILD) -o $(BUILD)/smtpguard ./cmd/smtpguard
 
 # A flood on a mail server of its own, and its end, on your terminal.
 demo: build
@@ -34,10 +37,45 @@ fuzz:
 bench: build
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
-install: build
-	install -D -m 755 bin/smtpguard $(DESTDIR)$(PREFIX)/sbin/smtpguard
+# Manual pages and completions, as the program tells of itself.
+man: build
+	for p in smtpguard.8 smtpguard-policy.5; do $(BUILD)/smtpguard man $$p | gzip -9n >$(BUILD)/$$p.gz || exit 1; done
+	for s in bash zsh fish; do $(BUILD)/smtpguard completion $$s >$(BUILD)/completion.$$s || exit 1; done
+
+# BIN: another binary than the one of this machine.
+BIN ?= $(BUILD)/smtpguard
+SHARE = $(DESTDIR)$(PREFIX)/share
+install: man
+	install -D -m 755 $(BIN) $(DESTDIR)$(PREFIX)/sbin/smtpguard
 	test -e $(DESTDIR)/etc/smtpguard/policy.yaml || install -D -m 644 policy.yaml $(DESTDIR)/etc/smtpguard/policy.yaml
-	sed 's,/usr/local,$(PREFIX),' smtpguard.service | install -D -m 644 /dev/stdin $(DESTDIR)/etc/systemd/system/smtpguard.service
+	sed 's,/usr/local/,$(PREFIX)/,' smtpguard.service | install -D -m 644 /dev/stdin $(DESTDIR)$(UNITDIR)/smtpguard.service
+	install -D -m 644 -t $(SHARE)/man/man8 $(BUILD)/smtpguard.8.gz
+	install -D -m 644 -t $(SHARE)/man/man5 $(BUILD)/smtpguard-policy.5.gz
+	install -D -m 644 $(BUILD)/completion.bash $(SHARE)/bash-completion/completions/smtpguard
+	install -D -m 644 $(BUILD)/completion.zsh $(SHARE)/zsh/site-functions/_smtpguard
+	install -D -m 644 $(BUILD)/completion.fish $(SHARE)/fish/vendor_completions.d/smtpguard.fish
+	install -D -m 644 -t $(SHARE)/doc/smtpguard README.md CHANGELOG.md LICENSE
+
+# .deb and .rpm in DIST, static, the same bytes whoever builds them from the
+# same commit with the same Go.
+DIST ?= dist
+ARCHES ?= amd64 arm64
+MAINTAINER ?= the smtpguard developers <smtpguard@users.noreply.github.com>
+packages: export SOURCE_DATE_EPOCH := $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct 2>/dev/null),0)
+packages: man
+	@set -e; for a in $(ARCHES); do root=$(DIST)/.root/$$a; rm -rf $$root; \
+		GOARCH=$$a $(GOBUILD) -o $(DIST)/.root/smtpguard-$$a ./cmd/smtpguard; \
+		$(MAKE) -s install VERSION=$(VERSION) BIN=$(DIST)/.root/smtpguard-$$a DESTDIR=$$root PREFIX=/usr UNITDIR=/usr/lib/systemd/system; \
+		for p in deb rpm; do ROOT=$$root ARCH=$$a VERSION=$(VERSION) MAINTAINER="$(MAINTAINER)" \
+			$(GO) tool -modfile=packaging/nfpm.mod nfpm package -f packaging/nfpm.yaml -p $$p -t $(DIST)/; done; done
+
+# What is put up for download: from a clean commit that has a tag.
+release:
+	@case "$(VERSION)" in *+*|0.0.0) echo "$(VERSION) is no release: tag a clean commit as vX.Y.Z first"; exit 1;; esac
+	rm -rf $(DIST)
+	$(MAKE) packages
+	git archive --prefix=smtpguard-$(VERSION)/ HEAD | gzip -9n >$(DIST)/smtpguard-$(VERSION).tar.gz
+	cd $(DIST) && sha256sum *.deb *.rpm *.tar.gz >SHA256SUMS
 
 clean:
-	rm -rf bin
+	rm -rf bin dist

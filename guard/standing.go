@@ -25,6 +25,8 @@ const (
 	standingWindow = 10 * time.Minute
 	standingLeast  = 3 // so many must be hit, whatever their share
 	standingCount  = time.Minute
+	lightShare     = 0.05 // of the slots, on average over the rule's window
+	lightOpens     = 60   // connections a minute
 
 	stopFor  = 30 * time.Minute
 	stopMost = 8 * time.Hour
@@ -74,9 +76,19 @@ func inStanding(g detector.GoodSender, t time.Time) bool {
 	return g.Messages >= standingMails && t.Sub(g.First) >= standingAfter && t.Sub(g.Last) < standingFor
 }
 
+// light reports whether a source did so little that its verdict says more of
+// the rule than of it. Where more slots are taken than there are said to be,
+// the capacity is wrong, and so would be a share of it.
+func light(v *detector.Verdict) bool {
+	if v.Metric == detector.Opens {
+		return v.Score < lightOpens*v.Window.Minutes()
+	}
+	return v.Score*float64(v.Capacity) < lightShare*float64(max(v.Capacity, v.Count))
+}
+
 // admits refuses the block that would hit too many, and stops all others.
 func (s *standing) admits(v *detector.Verdict, det *detector.Detector, share float64, now time.Time) *Refusal {
-	if share >= 1 {
+	if share >= 1 || !light(v) {
 		return nil
 	}
 	s.hits = slices.DeleteFunc(s.hits, func(h hit) bool { return now.Sub(h.at) >= standingWindow })

@@ -27,12 +27,12 @@ func senders(n int, known time.Duration, messages int) (goods []store.Good) {
 	return goods
 }
 
-// busy lets each of the addresses open connections, and returns how many are
+// busy lets each of the addresses open so many connections, and returns how many are
 // blocked then.
-func (w *world) busy(goods []store.Good) (blocked int) {
+func (w *world) busy(goods []store.Good, each int) (blocked int) {
 	w.t.Helper()
 	for _, s := range goods {
-		w.lines(opens(s.Addr.String(), 12, 1)...)
+		w.lines(opens(s.Addr.String(), each, 1)...)
 		time.Sleep(time.Second)
 	}
 	for _, b := range w.inForce() {
@@ -66,7 +66,7 @@ func TestMadRule(t *testing.T) {
 		if err := w.g.Learn(ctx, goods); err != nil {
 			t.Fatal(err)
 		}
-		if n := w.busy(goods[:20]); n != 5 {
+		if n := w.busy(goods[:20], 12); n != 5 {
 			t.Errorf("%d of 50 are blocked, want a tenth", n)
 		}
 		s := w.status()
@@ -99,7 +99,7 @@ func TestMadRule(t *testing.T) {
 		if w.status().Stopped != nil {
 			t.Error("it does not end")
 		}
-		w.busy(goods[20:40])
+		w.busy(goods[20:40], 12)
 		if s := w.status(); s.Stopped == nil || s.Stopped.Until.Sub(s.Stopped.Since).Round(time.Minute) != 2*stopFor {
 			t.Errorf("the second: %+v", s.Stopped)
 		}
@@ -118,26 +118,29 @@ func TestMadRule(t *testing.T) {
 }
 
 // What must not stop rules: a flood by everybody there is on a quiet server, of
-// addresses that sent a mail in passing, of two old acquaintances, and
-// anything where the limit is off.
+// addresses that sent a mail in passing, of two old acquaintances, of any
+// number that take what no rule of sense would let them, and anything where
+// the limit is off.
 func TestNoMadRule(t *testing.T) {
 	for name, c := range map[string]struct {
-		goods []store.Good
-		share float64
-		want  int
+		goods     []store.Good
+		share     float64
+		threshold float64
+		want      int
 	}{
-		"nobody but attackers": {nil, 0.1, 12},
-		"known for minutes":    {senders(12, 30*time.Minute, 20), 0.1, 12},
-		"one mail":             {senders(12, 48*time.Hour, 1), 0.1, 12},
-		"two acquaintances":    {senders(2, 48*time.Hour, 9), 0.1, 12},
-		"off":                  {senders(12, 48*time.Hour, 9), 1, 12},
-		"twelve acquaintances": {senders(12, 48*time.Hour, 9), 0.1, 2},
+		"nobody but attackers": {nil, 0.1, 5, 12},
+		"known for minutes":    {senders(12, 30*time.Minute, 20), 0.1, 5, 12},
+		"one mail":             {senders(12, 48*time.Hour, 1), 0.1, 5, 12},
+		"two acquaintances":    {senders(2, 48*time.Hour, 9), 0.1, 5, 12},
+		"off":                  {senders(12, 48*time.Hour, 9), 1, 5, 12},
+		"floods of senders":    {senders(12, 48*time.Hour, 9), 0.1, 60, 12},
+		"twelve acquaintances": {senders(12, 48*time.Hour, 9), 0.1, 5, 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t, func(p *policy.Policy) {
 					p.Confirm, p.Block.MaxGoodShare = policy.ConfirmOff, c.share
-					p.Rules = []detector.Rule{{Name: "mad", Metric: detector.Opens, Window: time.Minute, Threshold: 5, Prefixes4: []int{32}}}
+					p.Rules = []detector.Rule{{Name: "mad", Metric: detector.Opens, Window: time.Minute, Threshold: c.threshold, Prefixes4: []int{32}}}
 				})
 				defer w.run()()
 				// The times of senders are of this bubble's clock.
@@ -150,7 +153,7 @@ func TestNoMadRule(t *testing.T) {
 				if err := w.g.Learn(t.Context(), c.goods); err != nil {
 					t.Fatal(err)
 				}
-				if n := w.busy(senders(12, 0, 0)); n != c.want {
+				if n := w.busy(senders(12, 0, 0), int(3*c.threshold)); n != c.want {
 					t.Errorf("%d of 12 are blocked, want %d; %v", n, c.want, w.status().Warnings)
 				}
 			})
@@ -203,4 +206,24 @@ func TestCorpusStopsNoRule(t *testing.T) {
 		t.Errorf("only %d blocks in the whole corpus", blocks)
 	}
 	t.Log(fmt.Sprint(blocks), "blocks")
+}
+
+func TestLight(t *testing.T) {
+	for _, tt := range []struct {
+		metric          detector.Metric
+		score           float64
+		capacity, count int
+		want            bool
+	}{
+		{detector.Saturation, 0.04, 100, 100, true},
+		{detector.Saturation, 0.05, 100, 100, false},
+		{detector.Saturation, 0.15, 20, 70, true}, // 3 of 70, whatever the policy says
+		{detector.Opens, 59, 100, 3, true},
+		{detector.Opens, 60, 100, 3, false},
+	} {
+		v := detector.Verdict{Metric: tt.metric, Score: tt.score, Capacity: tt.capacity, Count: tt.count, Window: time.Minute}
+		if got := light(&v); got != tt.want {
+			t.Errorf("%+v: %v", tt, got)
+		}
+	}
 }

@@ -97,11 +97,16 @@ func TestTell(t *testing.T) {
 		}
 		p := *w.policy
 		p.Firewall.CSF = policy.CSFIgnore
-		w.g.policy = &p
+		use := func(p *policy.Policy) {
+			if err := w.g.do(t.Context(), func(context.Context) { w.g.policy = p }); err != nil {
+				t.Error(err)
+			}
+		}
+		use(&p)
 		w.block("198.51.100.8/32", time.Hour)
 		time.Sleep(1500 * time.Millisecond)
 		h.was(t, "csf: ignore", "")
-		w.g.policy = w.policy
+		use(w.policy)
 		stop()
 		if h.running {
 			t.Error("it is still running")

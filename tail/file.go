@@ -164,6 +164,26 @@ func (t *file) seek(off int64) error {
 // restart goes back to the beginning of a file that is not compressed.
 func (t *file) restart() { t.head, t.sum, t.off, t.at = nil, 0, 0, 0 }
 
+// begin goes back to the beginning of any file.
+func (t *file) begin() {
+	if t.plain != nil {
+		if _, err := t.f.Seek(0, io.SeekStart); err != nil {
+			return // what was read of it is lost
+		}
+		t.release()
+		var err error
+		if t.plain, t.release, err = plain(t.name, t.f); err != nil {
+			t.plain = broken{err}
+		}
+	}
+	t.restart()
+}
+
+// broken is a file that cannot be read.
+type broken struct{ err error }
+
+func (b broken) Read([]byte) (int, error) { return 0, b.err }
+
 // is reports whether the file begins as the one that p is a place in, and
 // reaches that far. It leaves the file at that place.
 func (t *file) is(p Position) bool {

@@ -310,14 +310,14 @@ func (t *follower) returned(f *file) {
 	}
 	for _, p := range slices.Backward(t.done) {
 		if p.Dev == f.id.dev && p.Inode == f.id.ino {
-			if !f.is(p) && f.plain == nil {
-				f.restart()
+			if !f.is(p) {
+				f.begin() // the inode is another file's now
 			}
 			return
 		}
 	}
 	if end, ok := t.older[f.id]; ok && f.plain == nil && f.seek(end) != nil {
-		f.restart()
+		f.begin()
 	}
 }
 

@@ -109,6 +109,7 @@ func TestPattern(t *testing.T) {
 	o.Start = End
 	o.gone = 30 * time.Millisecond
 	m := followMany(t, in("*.log*"), o, nil)
+	until(t, "its end", func() bool { m.mu.Lock(); defer m.mu.Unlock(); return !m.at["a.log"].IsZero() })
 	appendTo(t, in("a.log"), numbered(1)+"\n")
 	m.wantIn("a.log", numbered(1))
 	appendTo(t, in("new.log"), numbered(2)+"\n") // all of it is new

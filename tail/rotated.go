@@ -95,9 +95,10 @@ func other(packed, plain string) bool {
 
 // suffix reads what a rotation adds to the name of a log: .1, .01, .2.gz,
 // -20261122, .2026-11-22, -20261122-1795376652.xz; and the same before the
-// ending of the log's name (logrotate's "extension").
+// ending of the log's name (logrotate's "extension"); and what logrotate makes
+// of a log that the mail server created before it could: -2026112219.backup.
 func suffix(base, name string) (number int, date string, ok bool) {
-	name = trimCompressed(name)
+	name = strings.TrimSuffix(trimCompressed(name), ".backup")
 	rest, ok := strings.CutPrefix(name, base)
 	if !ok {
 		ext := filepath.Ext(base)

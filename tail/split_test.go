@@ -79,6 +79,8 @@ func TestSuffix(t *testing.T) {
 		{"exim.log", "exim.log.3.bz2", 3, "", true},
 		{"exim.log", "exim-20261122.log", 0, "20261122", true},
 		{"exim.log", "exim.1.log.gz", 1, "", true},
+		{"mainlog", "mainlog-2026112219.backup", 0, "2026112219", true},
+		{"mainlog", "mainlog.backup", 0, "", false},
 		{"mainlog", "mainlog", 0, "", false},
 		{"mainlog", "mainlog.gz", 0, "", false},
 		{"mainlog", "mainlog2", 0, "", false},

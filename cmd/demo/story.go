@@ -283,7 +283,7 @@ func (s *story) rescue(ctx context.Context) error {
 		if i < 0 {
 			return fmt.Errorf("%s is blocked, says smtpguard, but the kernel's nftables do not have it: %v", b.Prefix, kernel)
 		}
-		drops.more = append(drops.more, fmt.Sprintf("%-22s for %s", b.Prefix, kernel[i].Expires.Round(time.Second)))
+		drops.more = append(drops.more, fmt.Sprintf("%-22s for %s", b.Prefix, kernel[i].Expires.Truncate(time.Second)))
 	}
 	again, err := s.sender.Steady(ctx, 5, mine[0].Since)
 	if err != nil {

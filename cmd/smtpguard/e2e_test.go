@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -350,6 +351,32 @@ func TestReliefDefaultSelector(t *testing.T) {
 	}
 }
 
+// unread is how many connections of the mail server have answers that their
+// peer does not read, and how many bytes these are (proc_net_tcp(5), tx_queue).
+func (s *scene) unread() (n int, queued uint64, err error) {
+	err = s.w.InServer(func() error {
+		for _, name := range []string{"tcp", "tcp6"} {
+			data, err := os.ReadFile("/proc/thread-self/net/" + name)
+			if err != nil {
+				return err
+			}
+			for line := range strings.Lines(string(data)) {
+				f := strings.Fields(line)
+				if len(f) < 5 || !strings.HasSuffix(f[1], fmt.Sprintf(":%04X", lab.SMTPPort)) || f[3] != "01" {
+					continue
+				}
+				tx, _, _ := strings.Cut(f[4], ":")
+				if q, err := strconv.ParseUint(tx, 16, 64); err == nil && q > 0 {
+					n++
+					queued += q
+				}
+			}
+		}
+		return nil
+	})
+	return n, queued, err
+}
+
 // Why sockets are destroyed: a packet filter alone leaves the slots taken
 // until Exim's own timeout, and for ever by peers that never read.
 func TestDropAlone(t *testing.T) {
@@ -409,18 +436,29 @@ func TestDropAlone(t *testing.T) {
 	})
 	t.Run("nonreader", func(t *testing.T) {
 		t.Parallel()
-		s := newScene(t, lab.MTAOptions{ReceiveTimeout: 5 * time.Second})
-		s.fill(lab.Attack{Kind: lab.NonReader, Sources: five(), Each: 22})
-		// Each child is in its write now, or soon: the timeout is for reads.
-		time.Sleep(3 * time.Second)
+		// Few slots, and a timeout that is long for them: each child answers
+		// thousands of recipients before its write blocks, and a busy machine
+		// must not make it wait for the next ones until it gives up.
+		const timeout, slots = 10 * time.Second, 20
+		s := newScene(t, lab.MTAOptions{ReceiveTimeout: timeout, Slots: slots})
+		s.fill(lab.Attack{Kind: lab.NonReader, Sources: five(), Each: 5})
+		// The timeout is for reads, and each child is to be in its write.
+		before := uint64(0)
+		s.poll("every child is in its write", 60*time.Second, func() (bool, error) {
+			time.Sleep(time.Second)
+			n, queued, err := s.unread()
+			still := queued == before
+			before = queued
+			return n >= slots-1 && still, err
+		})
 		dropped := drop(s, five())
-		time.Sleep(12 * time.Second)
+		time.Sleep(timeout + 5*time.Second)
 		held, err := s.w.HeldBy(five())
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Logf("DROP alone: %d slots are still held after %.0f s, with a timeout of 5 s", held, time.Since(dropped).Seconds())
-		if held < 90 {
+		t.Logf("DROP alone: %d slots are still held after %.0f s, with a timeout of %s", held, time.Since(dropped).Seconds(), timeout)
+		if held < slots*9/10 {
 			t.Errorf("only %d slots are still held by peers that never read", held)
 		}
 		ended := time.Now()

@@ -170,7 +170,7 @@ func prints(output string, want []string) (missing string) {
 }
 
 // Every command that the manual shows does what the manual says.
-func TestManual(t *testing.T) {
+func TestManualCommands(t *testing.T) {
 	pages, err := filepath.Glob("../../docs/*.md")
 	if err != nil || len(pages) == 0 {
 		t.Fatal("no manual: ", err)

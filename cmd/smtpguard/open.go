@@ -63,6 +63,20 @@ func (e *env) policy(c *cli.Context) (*policy.Policy, error) {
 	return p, nil
 }
 
+// daemon is the daemon that runs. The connection is closed when the command
+// has ended.
+func (e *env) daemon(c *cli.Context) (*control.Client, error) {
+	p, err := e.policy(c)
+	if err != nil {
+		return nil, err
+	}
+	cl, err := control.Dial(c.Context, p.Control.Socket)
+	if err == nil {
+		e.atEnd = append(e.atEnd, func() { cl.Close() })
+	}
+	return cl, err
+}
+
 // guard is the daemon if one runs, else a guard of its own on the store: the
 // same decisions either way. It is closed when the command has ended.
 func (e *env) guard(c *cli.Context) (control.Guard, error) {

@@ -7,7 +7,6 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"github.com/smtpguard/smtpguard/control"
 	"github.com/smtpguard/smtpguard/detector"
 	"github.com/smtpguard/smtpguard/guard"
 )
@@ -20,15 +19,10 @@ func (e *env) status(c *cli.Context) error {
 	if err := noArgs(c); err != nil {
 		return err
 	}
-	p, err := e.policy(c)
+	cl, err := e.daemon(c)
 	if err != nil {
 		return err
 	}
-	cl, err := control.Dial(c.Context, p.Control.Socket)
-	if err != nil {
-		return err
-	}
-	defer cl.Close()
 	s, err := cl.Status(c.Context)
 	if err != nil {
 		return err

@@ -14,7 +14,6 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/term"
 
-	"github.com/smtpguard/smtpguard/control"
 	"github.com/smtpguard/smtpguard/guard"
 	"github.com/smtpguard/smtpguard/store"
 )
@@ -46,15 +45,10 @@ func (e *env) top(c *cli.Context) error {
 	if c.Duration("every") < 200*time.Millisecond {
 		return &usageError{"--every must be 200ms or more"}
 	}
-	p, err := e.policy(c)
+	cl, err := e.daemon(c)
 	if err != nil {
 		return err
 	}
-	cl, err := control.Dial(c.Context, p.Control.Socket)
-	if err != nil {
-		return err
-	}
-	defer cl.Close()
 	host, _ := os.Hostname()
 	m := newTop(c.Context, cl, host, c.Duration("every"), unicodeTerminal(os.Getenv))
 	if c.Bool("json") || c.Bool("once") {
@@ -98,7 +92,7 @@ func unicodeTerminal(getenv func(string) string) bool {
 	return false
 }
 
-// topDaemon is what the live view asks of the daemon; *control.Client has it.
+// topDaemon is what the live view asks of the daemon; control.Client has it.
 type topDaemon interface {
 	View(ctx context.Context) (guard.View, error)
 	Explain(ctx context.Context, p netip.Prefix) (guard.Explanation, error)
