@@ -227,3 +227,33 @@ func TestManualCommands(t *testing.T) {
 		})
 	}
 }
+
+// Links between the pages lead somewhere, and the index has every page.
+func TestManualLinks(t *testing.T) {
+	pages, err := filepath.Glob("../../docs/*.md")
+	if err != nil || len(pages) == 0 {
+		t.Fatal("no manual: ", err)
+	}
+	link := regexp.MustCompile(`\]\(([^)#:]+)(#[^)]*)?\)`)
+	indexed := make(map[string]bool)
+	for _, page := range append(pages, "../../README.md") {
+		data, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range link.FindAllStringSubmatch(string(data), -1) {
+			to := filepath.Join(filepath.Dir(page), m[1])
+			if _, err := os.Stat(to); err != nil {
+				t.Errorf("%s: %v", page, err)
+			}
+			if page == "../../docs/README.md" {
+				indexed[to] = true
+			}
+		}
+	}
+	for _, page := range pages {
+		if !indexed[page] && filepath.Base(page) != "README.md" {
+			t.Errorf("docs/README.md does not name %s", page)
+		}
+	}
+}
