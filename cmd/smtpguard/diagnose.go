@@ -26,7 +26,7 @@ func (e *env) diagnoseCommand() *cli.Command {
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "since", Usage: "look at what came after `TIME`: \"2006-01-02 15:04\", RFC 3339, or how long ago, as 6h"},
 			&cli.StringFlag{Name: "until", Usage: "look at what came before `TIME`"},
-			&cli.IntFlag{Name: "capacity", Usage: "the server had `N` slots (smtp_accept_max)"},
+			&cli.IntFlag{Name: "capacity", Usage: "the server had `N` slots (smtp_accept_max)", DefaultText: "as the policy or the log says"},
 			&cli.StringFlag{Name: "zone", Usage: "time zone `NAME` of lines that state none (default: as the policy says)"},
 		},
 		Action: e.diagnose,

@@ -23,7 +23,7 @@ func (e *env) explainCommand() *cli.Command {
 		Flags: []cli.Flag{
 			&cli.StringSliceFlag{Name: "log", Usage: "look into `FILE` instead (may be given more than once)"},
 			&cli.StringFlag{Name: "at", Usage: "at `TIME` in the log (default: its end)"},
-			&cli.IntFlag{Name: "capacity", Usage: "with --log: the server had `N` slots"},
+			&cli.IntFlag{Name: "capacity", Usage: "with --log: the server had `N` slots", DefaultText: "as the policy or the log says"},
 		},
 		Action: e.explain,
 	}

@@ -90,7 +90,7 @@ func (e *env) firewallStatus(c *cli.Context) error {
 			if r.By != "" {
 				by = " after " + r.By
 			}
-			fmt.Fprintf(e.stdout, "put right %d times, the last time at %s%s\n", r.Repairs, clock(r.Repaired), by)
+			fmt.Fprintf(e.stdout, "put right %s, the last time at %s%s\n", count(int(r.Repairs), "time", "times"), clock(r.Repaired), by)
 		}
 		for _, w := range r.Warnings {
 			fmt.Fprintln(e.stdout, "warning:", w)

@@ -73,8 +73,11 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	if len(args) == 0 {
 		args = []string{"smtpguard"}
 	}
-	if len(args) > 1 && args[1] == "help" {
-		args = append(append(args[:1:1], args[2:]...), "--help")
+	if len(args) > 1 && args[1] == "help" { // as people ask
+		args = append(args[:1:1], args[2:]...)
+		if len(args) > 1 && find(app.Commands, args[1]) != nil {
+			args = append(args, "--help")
+		}
 	}
 	err := app.RunContext(ctx, append(args[:1:1], flagsFirst(app, args[1:])...))
 	return report(stderr, err)
@@ -83,6 +86,11 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 func usageErrors(c *cli.Command) {
 	c.OnUsageError = func(_ *cli.Context, err error, _ bool) error { return &usageError{err.Error()} }
 	c.HideHelpCommand = true
+	for _, f := range c.Flags {
+		if b, ok := f.(*cli.BoolFlag); ok {
+			b.DisableDefaultText = true
+		}
+	}
 	for _, s := range c.Subcommands {
 		usageErrors(s)
 	}
@@ -114,7 +122,7 @@ func globalFlags() []cli.Flag {
 		&cli.StringFlag{Name: "policy", Usage: "read the policy from `FILE`", EnvVars: []string{"SMTPGUARD_POLICY"}, DefaultText: defaultPolicy},
 		&cli.StringFlag{Name: "socket", Usage: "the daemon's socket is `FILE` (default: as the policy says)", EnvVars: []string{"SMTPGUARD_SOCKET"}},
 		&cli.StringFlag{Name: "store", Usage: "the state is in `FILE` (default: as the policy says)", EnvVars: []string{"SMTPGUARD_STORE"}},
-		&cli.BoolFlag{Name: "json", Usage: "print JSON"},
+		&cli.BoolFlag{Name: "json", Usage: "print JSON", DisableDefaultText: true},
 	}
 }
 

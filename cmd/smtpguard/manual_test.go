@@ -15,17 +15,19 @@ import (
 )
 
 // manualWorld is the machine on which the manual's commands run: mounts and a
-// network of its own, with the files of a mail server on cPanel. sudo and
-// systemctl are stand-ins, for there is neither in a namespace; the second
-// starts the program as the unit would.
+// network of its own, with the files of a mail server on cPanel. sudo,
+// systemctl and exim are stand-ins, for there is none of them in a namespace:
+// the second starts the program as the unit would, the third tells settings.
+// "flood ADDRESS" writes to the log what a flood by it looks like, and waits
+// for the block. What is in /root/.env is set for every command.
 const manualWorld = `set -eu
-world=$1 docs=$2
+world=${1:?} docs=${2:?}
 mount --make-rprivate /
 mkdir "$world/etc" "$world/bin"
 cp -a /etc/. "$world/etc"
 rm -rf "$world/etc/csf" "$world/etc/smtpguard"
 mount --bind "$world/etc" /etc
-for d in /var/log /var/lib /run /root; do mount -t tmpfs tmpfs $d; done
+for d in /var/log /var/lib /var/spool /run /root; do mount -t tmpfs tmpfs $d; done
 ip link set lo up
 cat >"$world/bin/sudo" <<'EOF'
 #!/bin/sh
@@ -48,17 +50,37 @@ case "$*" in
 *) exit 2 ;;
 esac
 EOF
+cat >"$world/bin/exim4" <<'EOF'
+#!/bin/sh
+cat <<'END'
+smtp_accept_max = 100
+smtp_receive_timeout = 2m45s
+log_selector = +incoming_port +smtp_connection +all_parents +retry_defer +subject +arguments +received_recipients
+log_file_path = /var/log/exim_%slog
+spool_directory = /var/spool/exim
+timezone =
+no_log_timezone
+END
+EOF
+cat >"$world/bin/flood" <<'EOF'
+#!/bin/sh
+awk -v a="$1" -v now="$(date "+%F %T")" 'BEGIN { for (i = 1; i <= 150; i++)
+	printf "%s SMTP connection from [%s]:%d (TCP/IP connection count = %d)\n", now, a, 20000+i, i < 100 ? i : 100 }' >>/var/log/exim_mainlog
+n=0; until smtpguard blocks list | grep -q "^$1"; do n=$((n+1)); [ $n -lt 200 ] || exit 1; sleep 0.05; done
+EOF
 chmod 755 "$world/bin/"*
 PATH="$world/bin:$PATH"
 mkdir -p /etc/smtpguard
 cp "$docs/policy.yaml" /etc/smtpguard/policy.yaml
+sed -i 's/max_age: 30d/max_age: 3650d/' /etc/smtpguard/policy.yaml # the log grows old
 cp "$docs/flood.log" /var/log/exim_mainlog
-cp "$docs/flood.log" /root/flood.log
+touch -d "2026-11-22 19:45:07 UTC" /var/log/exim_mainlog
 cd /root
+touch .env
 n=0
 while [ -e "$world/$n.sh" ]; do
 	rc=0
-	timeout 60 sh -eu "$world/$n.sh" >"$world/$n.out" 2>&1 </dev/null || rc=$?
+	timeout 60 sh -euc '. /root/.env; . "$1"' sh "$world/$n.sh" >"$world/$n.out" 2>&1 </dev/null || rc=$?
 	echo $rc >"$world/$n.rc"
 	n=$((n+1))
 done
@@ -76,38 +98,46 @@ type manualCommand struct {
 var (
 	notRun = regexp.MustCompile(`^<!-- not run: .+ -->$`)
 	exits  = regexp.MustCompile(`^<!-- exits ([0-9]+) -->$`)
+	before = regexp.MustCompile(`^<!-- before: (.+) -->$`)
+	spoken = regexp.MustCompile(`^<!-- *(not run|exits|before)`)
 )
 
 // readManual finds the commands in the indented blocks of a page: lines that
-// begin with "$ ", each followed by what it prints. A comment before a block
-// says that its commands are not run and why, or with which status they exit.
+// begin with "$ ", each followed by what it prints; blocks without such a line
+// are something else. A comment before a block
+// says that its commands are not run and why, with which status they exit, or
+// what must have happened before, which a reader need not see.
 func readManual(path string) (list []manualCommand, err error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
-	before := "" // the last line that is no code
+	last := "" // the last line that is no code
+	output := false
 	for i, line := range strings.Split(string(data), "\n") {
 		code, indented := strings.CutPrefix(line, "    ")
 		if strings.TrimSpace(line) == "" {
 			continue
 		}
 		if !indented {
-			if before = line; regexp.MustCompile(`^<!-- *(not run|exits)`).MatchString(line) && !notRun.MatchString(line) && !exits.MatchString(line) {
+			last, output = line, false
+			if m := before.FindStringSubmatch(line); m != nil {
+				list = append(list, manualCommand{place: fmt.Sprintf("%s:%d", filepath.Base(path), i+1), command: m[1]})
+			} else if spoken.MatchString(line) && !notRun.MatchString(line) && !exits.MatchString(line) {
 				return nil, fmt.Errorf("%s:%d: what does this comment mean?", path, i+1)
 			}
 			continue
 		}
-		if notRun.MatchString(before) {
+		if notRun.MatchString(last) {
 			continue
 		}
 		if command, ok := strings.CutPrefix(code, "$ "); ok {
 			c := manualCommand{place: fmt.Sprintf("%s:%d", filepath.Base(path), i+1), command: command}
-			if m := exits.FindStringSubmatch(before); m != nil {
+			if m := exits.FindStringSubmatch(last); m != nil {
 				c.status, _ = strconv.Atoi(m[1])
 			}
-			list = append(list, c)
-		} else if len(list) > 0 {
+			list, output = append(list, c), true
+		} else if output {
 			c := &list[len(list)-1]
 			if more, ok := strings.CutSuffix(c.command, "\\"); ok && len(c.output) == 0 {
 				c.command = more + strings.TrimSpace(code)
@@ -145,6 +175,7 @@ func TestManualCommands(t *testing.T) {
 	if err != nil || len(pages) == 0 {
 		t.Fatal("no manual: ", err)
 	}
+	pages = append(pages, "../../README.md")
 	if os.Getuid() != 0 {
 		skip(t, errors.New("mounts of its own need root"))
 	}
@@ -194,5 +225,35 @@ func TestManualCommands(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Links between the pages lead somewhere, and the index has every page.
+func TestManualLinks(t *testing.T) {
+	pages, err := filepath.Glob("../../docs/*.md")
+	if err != nil || len(pages) == 0 {
+		t.Fatal("no manual: ", err)
+	}
+	link := regexp.MustCompile(`\]\(([^)#:]+)(#[^)]*)?\)`)
+	indexed := make(map[string]bool)
+	for _, page := range append(pages, "../../README.md") {
+		data, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range link.FindAllStringSubmatch(string(data), -1) {
+			to := filepath.Join(filepath.Dir(page), m[1])
+			if _, err := os.Stat(to); err != nil {
+				t.Errorf("%s: %v", page, err)
+			}
+			if page == "../../docs/README.md" {
+				indexed[to] = true
+			}
+		}
+	}
+	for _, page := range pages {
+		if !indexed[page] && filepath.Base(page) != "README.md" {
+			t.Errorf("docs/README.md does not name %s", page)
+		}
 	}
 }

@@ -34,7 +34,7 @@ func (e *env) replayCommand() *cli.Command {
 		Name: "replay", Usage: "what would this policy have done?", ArgsUsage: "FILE...",
 		Description: "Reads Exim main logs, plain or compressed (.gz .bz2 .xz .zst), - for standard input, in the order of their first lines. Blocks nothing.",
 		Flags: []cli.Flag{
-			&cli.IntFlag{Name: "capacity", Usage: "the server had `N` slots (smtp_accept_max)"},
+			&cli.IntFlag{Name: "capacity", Usage: "the server had `N` slots (smtp_accept_max)", DefaultText: "as the policy or the log says"},
 			&cli.BoolFlag{Name: "learn", Usage: "remember the senders of accepted mail as known good, in the daemon or its store"},
 			&cli.StringFlag{Name: "zone", Usage: "time zone `NAME` of lines that state none (default: as the policy says)"},
 			&cli.StringFlag{Name: "reports", Usage: "draft the abuse reports as files in `DIR`; nothing is sent, nobody is asked"},

@@ -36,8 +36,8 @@ func (e *env) runCommand() *cli.Command {
 			&cli.StringFlag{Name: "mode", Usage: "`MODE` is observe or enforce"},
 			&cli.StringFlag{Name: "backend", Usage: "packet filter `NAME`"},
 			&cli.StringFlag{Name: "capacity", Usage: "the server has `N` slots (smtp_accept_max)"},
-			&cli.StringFlag{Name: "commit", Usage: "lift every block again unless `smtpguard commit` is said within `DURATION` of the first enforce"},
-			&cli.StringFlag{Name: "confirm", Usage: "confirm verdicts by `sockets`, or off"},
+			&cli.StringFlag{Name: "commit", Usage: "lift every block again unless \"smtpguard commit\" is said within `DURATION` of the first enforce"},
+			&cli.StringFlag{Name: "confirm", Usage: "`HOW` verdicts are confirmed: sockets, or off"},
 		},
 		Action: e.run,
 	}

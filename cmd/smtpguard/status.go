@@ -79,7 +79,7 @@ func (e *env) showStatus(s guard.Status) {
 	case !s.Firewall.Real:
 		fw += " (drops nothing)"
 	case s.Firewall.Agrees:
-		fw += fmt.Sprintf(": holds what the store says (repaired %d times)", s.Firewall.Repairs)
+		fw += ": holds what the store says (repaired " + count(int(s.Firewall.Repairs), "time", "times") + ")"
 	default:
 		fw += ": DIFFERS from the store: " + s.Firewall.Error
 	}
