@@ -55,6 +55,8 @@ install: man
 	install -D -m 644 $(BUILD)/completion.zsh $(SHARE)/zsh/site-functions/_smtpguard
 	install -D -m 644 $(BUILD)/completion.fish $(SHARE)/fish/vendor_completions.d/smtpguard.fish
 	install -D -m 644 -t $(SHARE)/doc/smtpguard README.md CHANGELOG.md LICENSE
+	install -D -m 644 -t $(SHARE)/doc/smtpguard/docs docs/*
+	install -D -m 644 -t $(SHARE)/doc/smtpguard/contrib contrib/*
 
 # .deb and .rpm in DIST, static, the same bytes whoever builds them from the
 # same commit with the same Go.

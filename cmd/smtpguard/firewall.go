@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -135,13 +136,9 @@ func (e *env) firewallFlush(c *cli.Context) error {
 	if err := noArgs(c); err != nil {
 		return err
 	}
-	p, err := e.policy(c)
-	if err != nil {
-		return err
-	}
 	by := control.Operator(os.Getuid())
-	if cl, err := control.Dial(c.Context, p.Control.Socket); err == nil {
-		defer cl.Close()
+	cl, p, err := e.daemon(c)
+	if err == nil {
 		lifted, err := cl.Unblock(c.Context, netip.Prefix{}, by)
 		if err := errors.Join(e.lifted(c, lifted), err); err != nil {
 			return err
@@ -150,6 +147,12 @@ func (e *env) firewallFlush(c *cli.Context) error {
 			fmt.Fprintf(e.stdout, "%s lifted; the daemon runs, and its table stays for the next\n", count(len(lifted), "block is", "blocks are"))
 		}
 		return nil
+	}
+	if p == nil { // the emergency exit does not stay shut for a typing error
+		fmt.Fprintf(e.stderr, "smtpguard: %v\n", err)
+		fmt.Fprintln(e.stderr, "the policy cannot be used, and the shipped one stands in for it: blocks in a store elsewhere than "+policy.Default().Store.Path+" would come back with the next start")
+		p = policy.Default()
+		p.Store.Path = cmp.Or(c.String("store"), p.Store.Path)
 	}
 	// Without a daemon: first the store, as far as it can be, then the filter.
 	stErr := e.liftAll(c, p, by)

@@ -63,30 +63,31 @@ func (e *env) policy(c *cli.Context) (*policy.Policy, error) {
 	return p, nil
 }
 
-// daemon is the daemon that runs. The connection is closed when the command
-// has ended.
-func (e *env) daemon(c *cli.Context) (*control.Client, error) {
-	p, err := e.policy(c)
-	if err != nil {
-		return nil, err
+// daemon is the daemon that runs, and the policy. The connection is closed when
+// the command has ended. A daemon is reached though the policy has a fault by
+// now: it goes by the one that it was started with.
+func (e *env) daemon(c *cli.Context) (*control.Client, *policy.Policy, error) {
+	p, policyErr := e.policy(c)
+	socket := cmp.Or(c.String("socket"), policy.Default().Control.Socket)
+	if policyErr == nil {
+		socket = p.Control.Socket
 	}
-	cl, err := control.Dial(c.Context, p.Control.Socket)
-	if err == nil {
+	cl, err := control.Dial(c.Context, socket)
+	switch {
+	case err == nil:
 		e.atEnd = append(e.atEnd, func() { cl.Close() })
+		return cl, p, nil
+	case policyErr != nil:
+		return nil, nil, policyErr
 	}
-	return cl, err
+	return nil, p, err
 }
 
 // guard is the daemon if one runs, else a guard of its own on the store: the
 // same decisions either way. It is closed when the command has ended.
 func (e *env) guard(c *cli.Context) (control.Guard, error) {
-	p, err := e.policy(c)
-	if err != nil {
-		return nil, err
-	}
-	cl, err := control.Dial(c.Context, p.Control.Socket)
+	cl, p, err := e.daemon(c)
 	if err == nil {
-		e.atEnd = append(e.atEnd, func() { cl.Close() })
 		return cl, nil
 	}
 	if !errors.Is(err, control.ErrNoDaemon) {

@@ -19,7 +19,7 @@ func (e *env) status(c *cli.Context) error {
 	if err := noArgs(c); err != nil {
 		return err
 	}
-	cl, err := e.daemon(c)
+	cl, _, err := e.daemon(c)
 	if err != nil {
 		return err
 	}

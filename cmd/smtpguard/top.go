@@ -45,7 +45,7 @@ func (e *env) top(c *cli.Context) error {
 	if c.Duration("every") < 200*time.Millisecond {
 		return &usageError{"--every must be 200ms or more"}
 	}
-	cl, err := e.daemon(c)
+	cl, _, err := e.daemon(c)
 	if err != nil {
 		return err
 	}
