@@ -426,6 +426,10 @@ func (c *csf) set(ctx context.Context, e Entry) error {
 		if err := c.owe(others); err != nil {
 			return fmt.Errorf("%s: %w", doing, err)
 		}
+		// What is taken away here is put back below, though we be stopped.
+		var end context.CancelFunc
+		ctx, end = uncancelled(ctx)
+		defer end()
 		if err := c.call(ctx, "-trd", csfText(e.Prefix)); err != nil {
 			return fmt.Errorf("%s: %w", doing, err)
 		}
@@ -556,6 +560,8 @@ var ansiColour = regexp.MustCompile(`\x1b\[[0-9;]*m`)
 // status other than 0 means that it did not try.
 func (c *csf) run(ctx context.Context, args ...string) (said string, err error) {
 	c.last = time.Now()
+	ctx, end := uncancelled(ctx)
+	defer end()
 	ctx, cancel := context.WithTimeout(ctx, c.timeout())
 	defer cancel()
 	out, err := inNetNS(ctx, c.o.NetNS, c.timeout()+5*time.Second, func() (string, error) {
@@ -580,6 +586,18 @@ func (c *csf) run(ctx context.Context, args ...string) (said string, err error) 
 		return said, broken
 	}
 	return said, fmt.Errorf("csf %s: %w, saying %q", args[0], err, said)
+}
+
+// uncancelled is ctx with its deadline, but without its cancellation: csf makes
+// its rules before it writes them down, and one that is ended in between, as
+// by a daemon that stops, leaves rules that nobody knows of.
+func uncancelled(ctx context.Context) (context.Context, context.CancelFunc) {
+	until, ok := ctx.Deadline()
+	ctx = context.WithoutCancel(ctx)
+	if !ok {
+		return ctx, func() {}
+	}
+	return context.WithDeadline(ctx, until)
 }
 
 // csfText is p as CSF writes it.

@@ -124,6 +124,7 @@ func (c *csf) putBack(ctx context.Context, others []csfBan) (left []csfBan, err 
 		return others, err
 	}
 	var errs []error
+	var paid []csfBan
 	for _, b := range others {
 		ttl := int64(time.Until(b.until()) / time.Second)
 		if ttl < csfMinTTL || !csfPorts.MatchString(b.ports) || !slices.Contains([]string{"in", "out", "inout"}, b.dir) ||
@@ -138,6 +139,22 @@ func (c *csf) putBack(ctx context.Context, others []csfBan) (left []csfBan, err 
 		if err != nil {
 			left = append(left, b)
 			errs = append(errs, err)
+			continue
+		}
+		paid = append(paid, b)
+	}
+	if len(paid) == 0 {
+		return left, errors.Join(errs...)
+	}
+	// csf exits with 0 whatever came of it: its file has the truth. A ban of
+	// ours with the same ports stands for theirs.
+	if there, err = c.bans(ctx); err != nil {
+		return others, errors.Join(append(errs, err)...)
+	}
+	for _, b := range paid {
+		if !slices.ContainsFunc(there, func(t csfBan) bool { return t.prefix == b.prefix && t.ports == b.ports }) {
+			left = append(left, b)
+			errs = append(errs, fmt.Errorf("csf -td %s: it did not ban it", csfText(b.prefix)))
 		}
 	}
 	return left, errors.Join(errs...)

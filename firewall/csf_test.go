@@ -355,7 +355,8 @@ func TestCSFHangs(t *testing.T) {
 	fw := r.open(t, Options{})
 	do(t, fw, "ensure")
 	r.write(t, "hang", "")
-	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	// Long enough for the stand-in to be started on a busy machine.
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
 	defer cancel()
 	res, err := fw.Apply(ctx, Batch{Set: many(3)})
 	if !errors.Is(err, ErrUnknown) || !errors.Is(err, context.DeadlineExceeded) || len(res.Failed) != 3 {

@@ -176,6 +176,7 @@ func (g *Guard) answered(ctx context.Context, l lookedUp, now time.Time) {
 			err = g.o.Store.SetRecord(kindAllowAnswer, string(n.name), v)
 		}
 		if err != nil {
+			n.saved = time.Time{} // with the next answer again
 			g.fault("noting what "+string(n.name)+" stands for", err)
 		}
 	}

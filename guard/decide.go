@@ -239,7 +239,7 @@ func (g *Guard) apply(ctx context.Context, made []*store.Block, replaced []store
 			g.noteBlock(*b, Observed)
 			continue
 		}
-		batch.Set = append(batch.Set, firewall.Entry{Prefix: b.Prefix, Until: b.Until})
+		batch.Set = append(batch.Set, firewall.Entry{Prefix: b.Prefix, Until: g.until(b)})
 		prefixes = append(prefixes, b.Prefix)
 	}
 	if len(batch.Set) == 0 {
@@ -250,6 +250,10 @@ func (g *Guard) apply(ctx context.Context, made []*store.Block, replaced []store
 		g.det.Forget(b.Whole())
 		if g.drift.unapplied(b.Prefix) {
 			g.count.Failed++
+			if g.late == nil {
+				g.late = make(map[netip.Prefix]bool)
+			}
+			g.late[b.Prefix] = true
 			g.note(Decision{Time: now, Prefix: b.Prefix, What: Failed, Reason: reasonFilter, Until: b.Until, Why: b.Reason + "; written down, but the packet filter did not take it: " + g.drift.why(b.Prefix) + "; it is tried again"})
 		} else {
 			g.count.Blocked++
@@ -352,11 +356,27 @@ func (g *Guard) noteBlock(b store.Block, what Outcome) {
 	g.note(d)
 }
 
+// tellLate tells of the blocks that came into force at a later try.
+func (g *Guard) tellLate() {
+	for p := range g.late {
+		b, ok := g.blocks.get(p)
+		if ok && g.drift.unapplied(p) {
+			continue
+		}
+		delete(g.late, p)
+		if ok && !b.Observed {
+			g.count.Blocked++
+			g.noteBlock(*b, Blocked)
+		}
+	}
+}
+
 // sweep ends the blocks whose time is up, which it reports, and saves
 // positions.
 func (g *Guard) sweep(ctx context.Context, now time.Time) bool {
 	g.savePositions()
 	g.saveUnsaved()
+	g.tellLate()
 	out := g.blocks.expire(now)
 	if len(out) == 0 {
 		return false

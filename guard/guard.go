@@ -131,6 +131,7 @@ type Guard struct {
 	drift   drift
 	started time.Time
 	count   Counters
+	late    map[netip.Prefix]bool // blocks that the packet filter did not take at once, and that were told so
 	recent  []Decision // newest last, bounded
 	errs    []Fault    // newest last, bounded
 	trend   []int      // slots taken, each trendEvery, newest last, bounded
@@ -251,7 +252,11 @@ func (g *Guard) Close(ctx context.Context, remove bool) error {
 }
 
 // Backend is the name of the packet filter in use.
-func (g *Guard) Backend() string { return g.fw.Name() }
+func (g *Guard) Backend() string {
+	g.fwMu.Lock()
+	defer g.fwMu.Unlock()
+	return g.fw.Name()
+}
 
 func newDetector(o Options) (*detector.Detector, error) {
 	c := detector.Config{
@@ -333,6 +338,7 @@ func (g *Guard) Run(ctx context.Context) error {
 	g.runMu.Unlock()
 	g.mu.Unlock()
 
+	g.dropTrial(ctx, time.Now())
 	if err := g.beginTrial(time.Now()); err != nil {
 		return err
 	}

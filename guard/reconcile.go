@@ -53,7 +53,7 @@ func (g *Guard) wanted(now time.Time) []firewall.Entry {
 	var want []firewall.Entry
 	for _, b := range g.blocks.table.All() {
 		if b.InForce(now) {
-			want = append(want, firewall.Entry{Prefix: b.Prefix, Until: b.Until})
+			want = append(want, firewall.Entry{Prefix: b.Prefix, Until: g.until(b)})
 		}
 	}
 	return want
@@ -343,7 +343,11 @@ func (g *Guard) watch(ctx context.Context) {
 			default: // one is waiting already, and looks at everything
 			}
 		})
-		if errors.Is(err, errors.ErrUnsupported) || ctx.Err() != nil {
+		if errors.Is(err, errors.ErrUnsupported) {
+			<-watched.Done() // the next one, after a reload, may have news
+		}
+		if ctx.Err() != nil {
+			cancel()
 			return
 		}
 		renewed := watched.Err() != nil

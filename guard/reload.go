@@ -51,7 +51,8 @@ func (g *Guard) Reload(ctx context.Context, p *policy.Policy) (later []string, e
 				det.LearnGood(s.Addr, s.First, s.Last, s.Messages)
 			}
 			for h := range g.det.Holders() {
-				det.Observe(&detector.Event{Kind: detector.Opened, Source: h.Addr, Port: h.Port, Time: time.Now()})
+				// When it was opened: all of them at once would be a storm.
+				det.Observe(&detector.Event{Kind: detector.Opened, Source: h.Addr, Port: h.Port, Time: h.Since})
 			}
 			g.det = det
 			_, _ = g.resume("the policy was changed", time.Now())

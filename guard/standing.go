@@ -60,7 +60,7 @@ type Stop struct {
 }
 
 // In reports whether rules are stopped at t.
-func (s Stop) In(t time.Time) bool { return t.Before(s.Until) }
+func (s Stop) In(t time.Time) bool { return t.Before(s.Until) && !wentBack(s.Since, t) }
 
 func (s *standing) stoppedAt(p netip.Prefix, now time.Time) *Refusal {
 	if !s.stop.In(now) {

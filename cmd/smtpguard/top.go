@@ -126,11 +126,12 @@ type top struct {
 	chosen        [panes]netip.Prefix
 	row           [panes]int
 
-	ask    *question
-	note   string // of the last change, until the next key
-	text   []string
-	scroll int
-	title  string // of text; "" when the lists are shown
+	ask     *question
+	pressed int    // keys so far
+	note    string // of the last change, until the next key
+	text    []string
+	scroll  int
+	title   string // of text; "" when the lists are shown
 }
 
 // heldThen is what sources held at a time, for their trend.
@@ -157,9 +158,12 @@ type (
 		err  error
 		once bool // asked by a key, between two regular looks
 	}
-	lookMsg    struct{}
-	doneMsg    struct{ note string }
-	askMsg     question
+	lookMsg struct{}
+	doneMsg struct{ note string }
+	askMsg  struct {
+		question
+		pressed int // the keys pressed until it was asked
+	}
 	explainMsg struct {
 		prefix netip.Prefix
 		text   string
@@ -197,7 +201,10 @@ func (m *top) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 		m.note = msg.note
 		return m, m.look(true)
 	case askMsg:
-		m.ask = &question{msg.text, msg.do}
+		// The answer may be late: a key pressed since means something else.
+		if msg.pressed == m.pressed {
+			m.ask = &question{msg.text, msg.do}
+		}
 	case explainMsg:
 		m.title, m.text, m.scroll = "explain "+msg.prefix.String(), strings.Split(strings.TrimRight(msg.text, "\n"), "\n"), 0
 	case tea.KeyPressMsg:
@@ -268,6 +275,7 @@ func (m *top) key(k string) tea.Cmd {
 		return tea.Quit
 	}
 	m.note = ""
+	m.pressed++
 	if q := m.ask; q != nil {
 		m.ask = nil
 		if k == "y" || k == "Y" {
@@ -353,6 +361,7 @@ func (m *top) act(k string, p netip.Prefix) tea.Cmd {
 			return doneMsg{blockNote(out, "is blocked")}
 		})
 		// What would happen is asked of the daemon: it may be refused.
+		pressed := m.pressed
 		return within(func(ctx context.Context) tea.Msg {
 			out, err := m.daemon.Block(ctx, req, true)
 			if err != nil {
@@ -367,7 +376,7 @@ func (m *top) act(k string, p netip.Prefix) tea.Cmd {
 			if b.Observed {
 				text = fmt.Sprintf("Note a block of %s for %s? In mode: observe nothing is dropped.", p, lasts)
 			}
-			return askMsg{text, make}
+			return askMsg{question{text, make}, pressed}
 		})
 	case "u":
 		m.ask = &question{fmt.Sprintf("Lift the block of %s and every block inside it?", p), within(func(ctx context.Context) tea.Msg {

@@ -226,6 +226,27 @@ func TestTopKeys(t *testing.T) {
 			t.Errorf("a refused block: asks %+v, says %q", m.ask, m.note)
 		}
 	})
+	t.Run("a late question is not asked", func(t *testing.T) {
+		m, d := newTestTop(aView())
+		_, slow := m.Update(tea.KeyPressMsg{Code: 'b', Text: "b"})
+		press(t, m, "tab", "u")
+		m.Update(slow())
+		if m.ask == nil || !strings.Contains(m.ask.text, "Lift") {
+			t.Fatalf("asks %+v", m.ask)
+		}
+		press(t, m, "y")
+		if want := "[block 10.66.9.0/24 dry=true unblock 10.66.1.1/32]"; fmt.Sprint(d.did) != want {
+			t.Errorf("did %q", d.did)
+		}
+	})
+	t.Run("a long note on a low screen", func(t *testing.T) {
+		m, _ := newTestTop(aView())
+		m.Update(tea.WindowSizeMsg{Width: 40, Height: 12})
+		m.Update(doneMsg{strings.Repeat("word ", 500)})
+		if n := strings.Count(m.picture(true), "\n"); n != 11 {
+			t.Errorf("%d lines", n+1)
+		}
+	})
 	t.Run("an error is said", func(t *testing.T) {
 		m, _ := newTestTop(aView())
 		press(t, m, "a", "y")

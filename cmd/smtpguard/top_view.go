@@ -47,6 +47,9 @@ func (m *top) picture(keys bool) string {
 	}
 	lines := m.header(w)
 	foot := m.foot(w)
+	if most := h / 2; len(foot) > most { // the last line says what the keys do
+		foot = append(foot[:most-1:most-1], foot[len(foot)-1])
+	}
 	if !keys {
 		foot = nil
 	}
@@ -65,7 +68,7 @@ func (m *top) picture(keys bool) string {
 		for len(lines) < h-len(foot) {
 			lines = append(lines, "")
 		}
-		lines = append(lines[:h-len(foot)], foot...)
+		lines = append(lines[:max(0, h-len(foot))], foot...)
 	}
 	for i := range lines {
 		lines[i] = ansi.Truncate(lines[i], w, m.sign("…", "~"))
