@@ -132,9 +132,9 @@ type Guard struct {
 	started time.Time
 	count   Counters
 	late    map[netip.Prefix]bool // blocks that the packet filter did not take at once, and that were told so
-	recent  []Decision // newest last, bounded
-	errs    []Fault    // newest last, bounded
-	trend   []int      // slots taken, each trendEvery, newest last, bounded
+	recent  []Decision            // newest last, bounded
+	errs    []Fault               // newest last, bounded
+	trend   []int                 // slots taken, each trendEvery, newest last, bounded
 	tampers chan string
 	answers chan lookedUp // of names
 	// selfNews says that this machine's own addresses or routes changed.
