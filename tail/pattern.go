@@ -78,9 +78,15 @@ type patternFollower struct {
 	members map[string]*member // followed now
 	ended   chan *member
 	left    map[string]Position // where files that are gone were left, at most maxKnown
-	known   []Position          // beginnings of files that were followed, newest last
+	known   []beginning         // of files that were followed, newest last
 	skip    map[string]id       // names of files that are followed under another
 	many    nag
+}
+
+// beginning is that of a file, and where the file is.
+type beginning struct {
+	Position
+	dir string
 }
 
 // member is one file of the pattern.
@@ -89,6 +95,7 @@ type member struct {
 	id   id
 	mark Position // its beginning
 	err  error    // why it ended
+	emit error    // of the one who takes the lines, which ends all
 
 	mu sync.Mutex
 	at Position
@@ -116,10 +123,18 @@ func (p *patternFollower) run(ctx context.Context) error {
 			return p.end(ctx, nil)
 		case m := <-p.ended:
 			delete(p.members, m.path)
-			if !errors.Is(m.err, errGone) {
+			switch {
+			case errors.Is(m.err, errGone):
+				p.o.Log.Info("a log is gone", "log", m.path)
+			case m.emit != nil || m.err == nil || ctx.Err() != nil:
 				return p.end(ctx, m.err)
+			default:
+				// One file must not end the others, as with a name that is
+				// itself a pattern. It is tried again when it is another file.
+				p.o.Log.Error("a log cannot be followed; the others are", "log", m.path, "err", m.err)
+				p.skip[m.path] = m.id
+				continue
 			}
-			p.o.Log.Info("a log is gone", "log", m.path)
 			if at := m.place(); !at.IsZero() && len(p.left) < maxKnown {
 				p.left[m.path] = at
 			}
@@ -224,8 +239,8 @@ func (p *patternFollower) start(ctx context.Context, name string, fi os.FileInfo
 	from := m.at
 	p.wg.Go(func() {
 		m.err = Follow(ctx, name, from, o, func(b Batch) error {
-			if err := p.e.Emit(name, b); err != nil {
-				return err
+			if m.emit = p.e.Emit(name, b); m.emit != nil {
+				return m.emit
 			}
 			if !b.Next.IsZero() {
 				m.mu.Lock()
@@ -257,12 +272,12 @@ func (p *patternFollower) look(m *member) {
 	mark.Dev, mark.Inode = f.id.dev, f.id.ino
 	if f.id == m.id && len(p.known) > 0 {
 		for i := range p.known { // it has grown
-			if p.known[i] == m.mark {
-				p.known[i] = mark
+			if p.known[i].Position == m.mark {
+				p.known[i].Position = mark
 			}
 		}
 	} else {
-		p.known = append(p.known, mark)
+		p.known = append(p.known, beginning{mark, filepath.Dir(m.path)})
 		if len(p.known) > maxKnown {
 			p.known = p.known[1:]
 		}
@@ -271,7 +286,8 @@ func (p *patternFollower) look(m *member) {
 }
 
 // isKnown reports whether a file was followed under another name, or is a
-// copy of one that was.
+// copy beside one that was. Elsewhere the same beginning says nothing: servers
+// that are started in the same second begin their logs alike.
 func (p *patternFollower) isKnown(name string) bool {
 	f, err := openFile(name)
 	if err != nil {
@@ -280,7 +296,7 @@ func (p *patternFollower) isKnown(name string) bool {
 	defer f.close()
 	for _, k := range p.known {
 		same := k.Dev == f.id.dev && k.Inode == f.id.ino
-		if (same || k.HeadLen >= cutMin) && f.is(k) {
+		if (same || k.HeadLen >= cutMin && k.dir == filepath.Dir(name)) && f.is(k.Position) {
 			return true
 		}
 	}

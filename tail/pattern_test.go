@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -162,6 +163,31 @@ func TestPattern(t *testing.T) {
 }
 
 // Of too many files the first are followed, and it is told once.
+// Servers that were started in the same second begin their logs alike, and a
+// file whose name is a pattern cannot be followed: neither keeps another from
+// being read.
+func TestPatternStrangers(t *testing.T) {
+	dir := t.TempDir()
+	in := func(name string) string { return filepath.Join(dir, name) }
+	must(t, os.Mkdir(in("x"), 0o755))
+	must(t, os.Mkdir(in("y"), 0o755))
+	var same []string
+	for i := range 20 {
+		same = append(same, numbered(i))
+	}
+	appendTo(t, in("x/a.log"), strings.Join(same, "\n")+"\n")
+	o := fast
+	o.Start = Beginning
+	m := followMany(t, in("*/*.log"), o, nil)
+	m.wantIn("a.log", same...)
+	appendTo(t, in("x/odd[1].log"), numbered(99)+"\n")
+	appendTo(t, in("y/b.log"), strings.Join(same, "\n")+"\n")
+	m.wantIn("b.log", same...)
+	appendTo(t, in("x/a.log"), numbered(50)+"\n")
+	m.wantIn("a.log", append(same, numbered(50))...)
+	m.wantNone("odd[1].log")
+}
+
 func TestPatternBound(t *testing.T) {
 	dir := t.TempDir()
 	for i := range maxFiles + 5 {
