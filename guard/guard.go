@@ -338,7 +338,6 @@ func (g *Guard) Run(ctx context.Context) error {
 	g.runMu.Unlock()
 	g.mu.Unlock()
 
-	g.dropTrial(ctx, time.Now())
 	if err := g.beginTrial(time.Now()); err != nil {
 		return err
 	}

@@ -53,7 +53,7 @@ func (g *Guard) wanted(now time.Time) []firewall.Entry {
 	var want []firewall.Entry
 	for _, b := range g.blocks.table.All() {
 		if b.InForce(now) {
-			want = append(want, firewall.Entry{Prefix: b.Prefix, Until: g.until(b)})
+			want = append(want, firewall.Entry{Prefix: b.Prefix, Until: b.Until})
 		}
 	}
 	return want

@@ -65,7 +65,7 @@ func Self(ctx context.Context) ([]Exempt, error) {
 // selfConfig is where Self looks.
 type selfConfig struct {
 	netNS int // file descriptor of the network namespace; 0: our own
-	// resolvConf are the files to read, as far as they exist: the others are
+	// resolvConf are the files to read: the first must exist, the others are
 	// where a local resolver (systemd-resolved) notes its upstreams.
 	resolvConf []string
 	procRoot   string
@@ -212,10 +212,10 @@ func (c selfConfig) resolvers(context.Context) ([]Exempt, error) {
 		found []Exempt
 		errs  []error
 	)
-	for _, path := range c.resolvConf {
+	for i, path := range c.resolvConf {
 		f, err := os.Open(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // resolv.conf(5): then it is the name server on this machine
+		if i > 0 && errors.Is(err, fs.ErrNotExist) {
+			continue
 		}
 		if err != nil {
 			errs = append(errs, err)

@@ -96,23 +96,6 @@ func (g *Guard) beginTrial(now time.Time) error {
 	return nil
 }
 
-// dropTrial lifts what was blocked on trial when the operator goes back to
-// observing: nobody gave his word for it.
-func (g *Guard) dropTrial(ctx context.Context, now time.Time) {
-	if g.policy.Mode != policy.Enforce && g.trial.State == OnTrial {
-		g.endTrial(ctx, now)
-	}
-}
-
-// until is when the packet filter is to end a block by itself: no later than a
-// trial that nobody may be there to end.
-func (g *Guard) until(b *store.Block) time.Time {
-	if g.trial.State == OnTrial && g.trial.Until.Before(b.Until) {
-		return g.trial.Until
-	}
-	return b.Until
-}
-
 // watchTrial ends the trial when its time is up.
 func (g *Guard) watchTrial(ctx context.Context, now time.Time) {
 	if g.trial.State == OnTrial && g.trial.over(now) {
@@ -174,7 +157,7 @@ var ErrNoTrial = errors.New("mode: enforce is not on trial, and was not: there i
 // takes up enforcing again after it was over. With again it begins the trial
 // anew from now on instead, for so long.
 func (g *Guard) Commit(ctx context.Context, by string, again time.Duration) (t Trial, err error) {
-	doErr := g.do(ctx, func(ctx context.Context) {
+	doErr := g.do(ctx, func(context.Context) {
 		now := time.Now()
 		switch {
 		case again < 0 || again > 24*time.Hour:
@@ -195,7 +178,6 @@ func (g *Guard) Commit(ctx context.Context, by string, again time.Duration) (t T
 		if !g.enforce {
 			g.enforceNow()
 		}
-		_ = g.repair(ctx, "", now, true) // the blocks last as long as they say now
 		g.log.Info("mode: enforce has the operator's word", "state", string(t.State), "by", by)
 		g.tellSystemd()
 	})
@@ -226,7 +208,6 @@ func (g *Guard) setMode(ctx context.Context, now time.Time) error {
 			return err
 		}
 	}
-	g.dropTrial(ctx, now)
 	if err := g.beginTrial(now); err != nil {
 		return err
 	}
