@@ -180,6 +180,8 @@ func sniff(head []byte) int {
 			return isMail
 		case n < 200 && (hasFold(line, "subject:") || hasFold(line, "date: ") || hasFold(line, "return-path:") || hasFold(line, "delivered-to:")):
 			return isMail
+		case isStamp(line), bytes.Contains(line[:min(len(line), 200)], []byte(" exim[")):
+			return isLog // whatever strangers wrote into its lines
 		case bytes.Contains(line, []byte("appears to be down")), bytes.HasPrefix(line, []byte("exim failed @ ")):
 			return isMail // the text of one, pasted
 		}

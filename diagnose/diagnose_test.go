@@ -183,6 +183,80 @@ func TestProperSenders(t *testing.T) {
 	}
 }
 
+// TestStrangersWords: what strangers get written into a log makes it no mail.
+func TestStrangersWords(t *testing.T) {
+	for name, line := range map[string]string{
+		"recipient": `2026-11-22 09:59:59 H=(evil) [203.0.113.5]:3333 F=<x@evil.example> rejected RCPT <"appears to be down"@example.com>: Unrouteable address`,
+		"syslog":    `Nov 22 09:59:59 mx exim[77]: 2026-11-22 09:59:59 1vM001-000000001yZ-0abc <= a@b.example T="your invoice appears to be down"`,
+	} {
+		if got := sniff([]byte(line + "\n")); got != isLog {
+			t.Errorf("%s: %d", name, got)
+		}
+	}
+	if got := sniff([]byte("The service exim appears to be down.\n")); got != isMail {
+		t.Errorf("a pasted notice: %d", got)
+	}
+}
+
+// TestProviderHangs: where everybody's connections hang, a network that sends
+// mail is not named as a whole, and nobody is for certain.
+func TestProviderHangs(t *testing.T) {
+	at := time.Date(2026, 11, 22, 8, 0, 0, 0, time.UTC)
+	var b strings.Builder
+	say := func(format string, args ...any) {
+		fmt.Fprintf(&b, at.Format(time.DateTime)+" "+format+"\n", args...)
+		at = at.Add(time.Second)
+	}
+	for i := range 300 {
+		from := fmt.Sprintf("[209.85.220.%d]:%d", 1+i%20, 10000+i)
+		say("SMTP connection from %s (TCP/IP connection count = 1)", from)
+		say("1vM%03d-000000001yZ-0abc <= x@good.example H=mail.good.example %s P=esmtps S=9000", i, from)
+		say("SMTP connection from mail.good.example %s closed by QUIT", from)
+	}
+	for i := range 40 {
+		from := fmt.Sprintf("[209.85.220.%d]:%d", 101+i, 20000+i)
+		if i >= 12 {
+			from = fmt.Sprintf("[198.51.%d.7]:%d", i, 20000+i)
+		}
+		say("SMTP connection from %s (TCP/IP connection count = %d)", from, 1+i)
+	}
+	for i := range 100 {
+		say("Connection from [192.0.%d.7]:%d refused: too many connections", i, 30000+i)
+	}
+	d := newDiagnosis(t, 40)
+	if err := d.Read(t.Context(), strings.NewReader(b.String()), at); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range d.Report().Findings {
+		if f.Kind == FullFew && f.Confidence == Certain || strings.Contains(strings.Join(f.Do, " "), "209.85.220.0/24") {
+			t.Errorf("%s, %s: %q", f.Title, f.Confidence, f.Do)
+		}
+	}
+}
+
+// TestOneRefused: one client that is refused again and again does not make
+// thousands of slots needed.
+func TestOneRefused(t *testing.T) {
+	at := time.Date(2026, 11, 22, 8, 0, 0, 0, time.UTC)
+	var b strings.Builder
+	for i := range 40 {
+		from := fmt.Sprintf("[198.51.%d.7]:%d", i, 10000+i)
+		fmt.Fprintf(&b, "%s SMTP connection from %s (TCP/IP connection count = %d)\n", at.Format(time.DateTime), from, 1+i)
+		fmt.Fprintf(&b, "%s 1vM%03d-000000001yZ-0abc <= x@g%d.example H=mail %s P=esmtps S=9000\n", at.Format(time.DateTime), i, i, from)
+	}
+	for i := range 6000 {
+		fmt.Fprintf(&b, "%s Connection from [203.0.113.66]:%d refused: too many connections\n", at.Add(time.Duration(i)*20*time.Millisecond).Format(time.DateTime), 10000+i)
+	}
+	d := newDiagnosis(t, 40)
+	if err := d.Read(t.Context(), strings.NewReader(b.String()), at); err != nil {
+		t.Fatal(err)
+	}
+	r := d.Report()
+	if len(r.Findings) == 0 || r.Findings[0].AcceptMax > 40+maxGhosts {
+		t.Errorf("%s: %+v", summary(r), r.Findings)
+	}
+}
+
 // TestShortFlood: a flood that was ended within a second, too short for
 // the rules on a log with times of whole seconds; and the same by senders whose
 // mail was accepted before.

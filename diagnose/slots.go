@@ -27,6 +27,10 @@ const (
 	maxSample = 5 * time.Minute
 	// maxOpen bounds the connections of which the duration is measured.
 	maxOpen = 1 << 16
+	// maxGhosts bounds the slots that one address is thought to have wanted at
+	// a time: as many as a large sender has. One that is refused and comes back
+	// at once would else want any number.
+	maxGhosts = 20
 )
 
 // episode is a time in which the slots were full, again and again.
@@ -72,7 +76,14 @@ type slots struct {
 	open      map[netip.AddrPort]time.Time
 	durations [64]int
 	ended     int
-	ghosts    []time.Time
+	ghosts    []ghost
+	ghostsOf  map[netip.Addr]int // how many of them an address has
+}
+
+// ghost is a connection that was refused, as if it had been let in.
+type ghost struct {
+	until time.Time
+	addr  netip.Addr
 }
 
 // verdict is what a rule said last of a source.
@@ -82,7 +93,7 @@ type verdict struct {
 }
 
 func newSlots(det *detector.Detector) slots {
-	return slots{det: det, open: make(map[netip.AddrPort]time.Time), verdicts: make(map[netip.Prefix]verdict)}
+	return slots{det: det, open: make(map[netip.AddrPort]time.Time), verdicts: make(map[netip.Prefix]verdict), ghostsOf: make(map[netip.Addr]int)}
 }
 
 // observe takes the next event. reserved: it says that the slots that are not
@@ -95,6 +106,9 @@ func (s *slots) observe(ev *detector.Event, line []byte, reserved, in bool) []de
 	opened := ev.Kind == detector.Opened
 	verdicts := s.det.Observe(ev)
 	for _, v := range verdicts {
+		if len(v.Spared) > 0 {
+			continue // it says that the network is not to be blocked
+		}
 		if len(s.verdicts) >= 2*maxSources {
 			clear(s.verdicts)
 		}
@@ -147,12 +161,17 @@ func (s *slots) observe(ev *detector.Event, line []byte, reserved, in bool) []de
 		if len(e.lines) < maxLines-1 || loopback && e.check == 1 {
 			e.lines = append(e.lines, show(line))
 		}
-		if len(s.ghosts) < maxOpen {
-			s.ghosts = append(s.ghosts, at.Add(s.typical()))
+		if len(s.ghosts) < maxOpen && s.ghostsOf[source] < maxGhosts {
+			s.ghosts = append(s.ghosts, ghost{at.Add(s.typical()), source})
+			s.ghostsOf[source]++
 		}
 	}
 	if refused || opened {
-		for len(s.ghosts) > 0 && !s.ghosts[0].After(at) {
+		for len(s.ghosts) > 0 && !s.ghosts[0].until.After(at) {
+			a := s.ghosts[0].addr
+			if s.ghostsOf[a]--; s.ghostsOf[a] == 0 {
+				delete(s.ghostsOf, a)
+			}
 			s.ghosts = s.ghosts[1:]
 		}
 		e.need = max(e.need, count+len(s.ghosts))
@@ -294,7 +313,7 @@ func (s *slots) blame(e *episode, good map[netip.Addr]bool) {
 		add(nets, net(a), sec, good[a])
 	}
 	for a, sec := range rest {
-		if n := nets[net(a)]; !n.good && n.members >= strangerNetSize && n.seconds >= strangerNetShare*e.total {
+		if n := nets[net(a)]; !n.good && n.members >= strangerNetSize && n.seconds >= strangerNetShare*e.total && !s.sends(net(a)) {
 			g := add(by, net(a), sec, false)
 			g.why = fmt.Sprintf("%s (%d addresses) held %.0f %% of the slots while they were full, and sent no mail", net(a), n.members, 100*n.seconds/e.total)
 			continue
@@ -317,6 +336,10 @@ func (s *slots) blame(e *episode, good map[netip.Addr]bool) {
 	})
 	e.top = slices.Clone(e.top[:min(len(e.top), maxTop)])
 }
+
+// sends reports whether a sender of accepted mail is known in a network, also
+// one that holds nothing now.
+func (s *slots) sends(p netip.Prefix) bool { return s.det.Explain(p).KnownGoodCount > 0 }
 
 // duration measures how long a connection of a proper client lasts.
 func (s *slots) duration(ev *detector.Event) {

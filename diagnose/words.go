@@ -144,7 +144,7 @@ func (d *Diagnosis) slotWords(f *Finding, why func(string, ...any), do func(...s
 	f.Confidence = Certain
 	switch f.Kind {
 	case FullFew:
-		if !sum.ruled {
+		if !sum.ruled || sum.blame < manyShare { // with most slots elsewhere it may be that the server hangs
 			f.Confidence = Likely
 		}
 		names := ""

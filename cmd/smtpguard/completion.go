@@ -1,10 +1,12 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -38,12 +40,14 @@ func (e *env) completionBlocked(c *cli.Context) error {
 	if err != nil {
 		return nil
 	}
-	cl, err := control.Dial(c.Context, p.Control.Socket)
+	ctx, cancel := context.WithTimeout(c.Context, time.Second)
+	defer cancel()
+	cl, err := control.Dial(ctx, p.Control.Socket)
 	if err != nil {
 		return nil
 	}
 	defer cl.Close()
-	list, err := cl.Blocks(c.Context)
+	list, err := cl.Blocks(ctx)
 	if err != nil {
 		return nil
 	}
