@@ -86,6 +86,7 @@ type Desk struct {
 	assumed map[origin][]*Case
 	known   map[string]*Case
 	taken   uint64
+	unsaved map[string]bool // cases with blocks that could not be written down yet
 	// learned is when the blocks of all cases were last looked at again.
 	learned time.Time
 	ended   map[uint64]bool // blocks that are over and were looked at since
@@ -269,10 +270,22 @@ func (d *Desk) Take(blocks ...Block) error {
 			touched[c] = true
 		}
 	}
+	// What was not written down the last time is in memory already: the same
+	// blocks, given again, are no news to their case.
+	for id := range d.unsaved {
+		if c := d.cases[id]; c != nil {
+			touched[c] = true
+		}
+	}
+	d.unsaved = make(map[string]bool)
+	for c := range touched {
+		d.unsaved[c.ID] = true
+	}
 	for c := range touched {
 		if err := d.save(c); err != nil {
 			return err
 		}
+		delete(d.unsaved, c.ID)
 	}
 	if highest > d.taken {
 		v, err := json.Marshal(highest)

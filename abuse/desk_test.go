@@ -785,6 +785,12 @@ func TestStoreFails(t *testing.T) {
 	if c := b.Cases(); len(c) != 2 || c[0].BlockCount != 1 || c[1].BlockCount != 1 {
 		t.Errorf("%+v", c)
 	}
+	// And it is in the store too, for the next start.
+	inStore := 0
+	b.store.Records(kindCase, func(string, []byte) bool { inStore++; return true })
+	if inStore != 2 {
+		t.Errorf("%d cases are in the store", inStore)
+	}
 	// A message that was changed in the store is not sent.
 	b.store.SetRecord(kindMail, mailKey(&d, 0), []byte("Subject: other\r\n\r\n"))
 	if _, err := b.Send(t.Context(), d.ID, "root", SendOptions{}); err == nil || len(b.sent()) != 0 {
