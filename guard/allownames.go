@@ -95,6 +95,9 @@ func (g *Guard) syncNames(now time.Time) {
 
 func operatorsWhy(a store.AllowEntry) string {
 	why := "allowed by " + a.By
+	if !a.Until.IsZero() {
+		why += " until " + a.Until.Format("2006-01-02 15:04:05 -0700")
+	}
 	if a.Note != "" {
 		why += ": " + a.Note
 	}

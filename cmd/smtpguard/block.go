@@ -57,6 +57,9 @@ func (e *env) block(c *cli.Context) error {
 	}
 	var reqs []guard.BlockRequest
 	for _, a := range c.Args().Slice() {
+		if a == "-" {
+			return &usageError{"a list on standard input is read with --file -"}
+		}
 		prefixes, err := sources(a)
 		if err != nil {
 			return err
@@ -146,6 +149,8 @@ func (e *env) readSources(name string, base guard.BlockRequest) ([]guard.BlockRe
 		}
 		defer f.Close()
 		in = f
+	} else {
+		name = "standard input"
 	}
 	var reqs []guard.BlockRequest
 	sc := bufio.NewScanner(io.LimitReader(in, maxSourceFile))
