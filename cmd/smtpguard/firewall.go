@@ -58,6 +58,7 @@ func (e *env) firewallStatus(c *cli.Context) error {
 		return err
 	}
 	r := firewallReport{FirewallStatus: s.Firewall}
+	r.Missing = nil // the blocks themselves say it, one by one
 	for _, b := range list {
 		if b.Observed {
 			continue
@@ -80,11 +81,20 @@ func (e *env) firewallStatus(c *cli.Context) error {
 	} else {
 		fmt.Fprintf(e.stdout, "%s: %s in force", r.Backend, count(r.Blocks-r.NotApplied, "block", "blocks"))
 		if r.NotApplied > 0 {
-			fmt.Fprintf(e.stdout, ", %d NOT: %s", r.NotApplied, r.Error)
+			fmt.Fprintf(e.stdout, ", %d NOT", r.NotApplied)
+		}
+		if len(r.Lingering) > 0 {
+			fmt.Fprint(e.stdout, ", and others are STILL dropped whose block has ended")
+		}
+		if r.Error != "" {
+			fmt.Fprintf(e.stdout, ": %s", r.Error)
 		}
 		fmt.Fprintln(e.stdout)
 		for _, p := range r.Missing {
 			fmt.Fprintln(e.stdout, "  missing:", p)
+		}
+		for _, p := range r.Lingering {
+			fmt.Fprintln(e.stdout, "  still dropped:", p)
 		}
 		if r.Repairs > 0 {
 			by := ""
