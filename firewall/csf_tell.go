@@ -166,6 +166,7 @@ func (t *CSFTeller) pass(ctx context.Context) (more bool, err error) {
 	if !fileExists(c.paths.file("csf.conf")) {
 		return false, nil
 	}
+	c.settleDue(ctx) // also when nothing changes: bans of others are owed
 	s.Of = len(wanted)
 	bans, err := c.bans(ctx)
 	if err != nil {

@@ -207,6 +207,27 @@ func TestCSFTellRefused(t *testing.T) {
 	}
 }
 
+// TestCSFTellerOwes: bans of others that a killed process took along are back
+// with the first look, though nothing is to be told.
+func TestCSFTellerOwes(t *testing.T) {
+	for _, tell := range []string{"", "192.0.2.7/32 10m"} {
+		r := newFakeCSF(t, "")
+		r.write(t, "var/run/lfd.pid", "1\n")
+		r.write(t, "csf.owed", ban(0, "192.0.2.9|22|in|3600|lfd"))
+		have := ""
+		if tell != "" { // and is told already
+			have = ban(0, "192.0.2.7||in|600|"+csfComment+csfTold)
+		}
+		r.write(t, "var/lib/csf/csf.tempban", have)
+		teller := r.teller(t, Options{State: string(r)})
+		tells(teller, tell)
+		passes(t, teller)
+		if got := near(r.read(t, "var/lib/csf/csf.tempban")); !strings.Contains(got, "NOW|192.0.2.9|22|in|3600|lfd\n") {
+			t.Errorf("told %q; csf.tempban:\n%s", tell, got)
+		}
+	}
+}
+
 // TestCSFTellerSettle: a command without a daemon takes back what is over.
 func TestCSFTellerSettle(t *testing.T) {
 	r := newFakeCSF(t, "")

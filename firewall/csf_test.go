@@ -174,7 +174,13 @@ func TestCSF(t *testing.T) {
 			calls: "-trd 192.0.2.7, -td 192.0.2.7, -td 192.0.2.7"},
 		{name: "a longer ban of others will do", tempban: ban(0, "192.0.2.7||in|3600|lfd"), script: "set 192.0.2.7/32 10m", want: "NOW|192.0.2.7||in|3600|lfd\n"},
 		{name: "a shorter one of the same ports is replaced", tempban: ban(0, "192.0.2.7|25,465,587|in|60|lfd"), script: "set 192.0.2.7/32 10m",
-			want: "NOW|192.0.2.7|25,465,587|in|600|" + c + "\n", calls: "-trd 192.0.2.7, -td 192.0.2.7, -td 192.0.2.7"},
+			want: "NOW|192.0.2.7|25,465,587|in|600|" + c + "\n", calls: "-trd 192.0.2.7, -td 192.0.2.7"},
+		{name: "and is back when ours is lifted", tempban: ban(0, "192.0.2.7|25,465,587|in|300|lfd"), script: "set 192.0.2.7/32 10m\nunset 192.0.2.7/32",
+			want: "NOW|192.0.2.7|25,465,587|in|300|lfd\n", calls: "-trd 192.0.2.7, -td 192.0.2.7, -trd 192.0.2.7, -td 192.0.2.7"},
+		{name: "one that stops outgoing packets too", tempban: ban(0, "192.0.2.7|25,465,587|inout|300|lfd"), script: "set 192.0.2.7/32 10m\nset 192.0.2.7/32 20m\nreplace",
+			want: "NOW|192.0.2.7|25,465,587|inout|300|lfd\n", calls: "-trd 192.0.2.7, -td 192.0.2.7, -trd 192.0.2.7, -td 192.0.2.7, -trd 192.0.2.7, -td 192.0.2.7"},
+		{name: "one that stops outgoing packets only, and longer", tempban: ban(0, "192.0.2.7|25,465,587|out|7200|lfd"), script: "set 192.0.2.7/32 10m\nunset 192.0.2.7/32",
+			want: "NOW|192.0.2.7|25,465,587|out|7200|lfd\n", calls: "-trd 192.0.2.7, -td 192.0.2.7, -trd 192.0.2.7, -td 192.0.2.7"},
 		{name: "a shorter one of other ports stays beside", tempban: ban(0, "192.0.2.7||in|60|lfd"), script: "set 192.0.2.7/32 10m",
 			want: "NOW|192.0.2.7||in|60|lfd\nNOW|192.0.2.7|25,465,587|in|600|" + c + "\n", calls: "-td 192.0.2.7"},
 		{name: "permanently blocked by the administrator", deny: "192.0.2.7 # do not delete - Mon Nov 23\n", script: "set 192.0.2.7/32 10m\nunset 192.0.2.7/32", calls: "-td 192.0.2.7"},
@@ -235,6 +241,76 @@ func near(s string) string {
 		}
 		return fmt.Sprintf("|%d|", n)
 	})
+}
+
+// TestCSFStandsFor: a ban of others that ours stands for comes back when ours
+// has ended, however it ended and whoever looks then; but not when somebody has
+// lifted everything of that address.
+func TestCSFStandsFor(t *testing.T) {
+	const theirs = "NOW|192.0.2.7|25|inout|3600|lfd\n"
+	for _, tc := range []struct {
+		name string
+		age  time.Duration // of what is written down
+		ends func(t *testing.T, r csfRoot, fw *csf)
+		want string
+	}{
+		{"ours runs out", 0, func(t *testing.T, r csfRoot, fw *csf) { fw.book = newBook(Options{}) }, theirs},
+		{"ours runs out while no process runs", 0, func(t *testing.T, r csfRoot, fw *csf) {
+			*fw = *r.open(t, Options{Ports: []uint16{25}, State: string(r)})
+		}, theirs},
+		{"a csf -tr of the administrator", 0, func(*testing.T, csfRoot, *csf) {}, ""},
+		{"long after", 3 * csfDebtAge, func(t *testing.T, r csfRoot, fw *csf) {
+			*fw = *r.open(t, Options{Ports: []uint16{25}, State: string(r)})
+		}, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r := newFakeCSF(t, "")
+			fw := r.open(t, Options{Ports: []uint16{25}, State: string(r)})
+			r.write(t, "var/lib/csf/csf.tempban", ban(0, "192.0.2.7|25|inout|3600|lfd"))
+			do(t, fw, "set 192.0.2.7/32 2h")
+			if _, err := fw.Ensure(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if got := near(r.read(t, "var/lib/csf/csf.tempban")); got != "NOW|192.0.2.7|25|in|7200|"+csfComment+"\n" {
+				t.Fatal(got)
+			}
+			r.write(t, "var/lib/csf/csf.tempban", "")
+			at := time.Now().Add(-tc.age)
+			if err := os.Chtimes(r.path("csf.owed"), at, at); err != nil {
+				t.Fatal(err)
+			}
+			tc.ends(t, r, fw)
+			if _, err := fw.Ensure(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if got := near(r.read(t, "var/lib/csf/csf.tempban")); got != tc.want {
+				t.Errorf("csf.tempban:\n%swant\n%s", got, tc.want)
+			}
+		})
+	}
+}
+
+// TestCSFDebtRefused: a ban of others that CSF does not take back is told, and
+// holds up no change of ours; one that is in csf.deny by now is paid.
+func TestCSFDebtRefused(t *testing.T) {
+	r := newFakeCSF(t, "")
+	r.write(t, "csf.owed", ban(0, "192.0.2.8|22|in|3600|lfd"))
+	real := r.read(t, "csf")
+	r.write(t, "csf", strings.Replace(real, "#!/bin/sh\n", "#!/bin/sh\ncase \"$2\" in 192.0.2.8) echo no; exit 0;; esac\n", 1))
+	fw := r.open(t, Options{Ports: []uint16{25}, State: string(r)})
+	do(t, fw, "set 192.0.2.7/32 10m\nunset 192.0.2.7/32")
+	if got := strings.Join(fw.Warnings(), "\n"); !strings.Contains(got, "csf -td 192.0.2.8: it did not ban it") {
+		t.Errorf("warnings: %s", got)
+	}
+	r.write(t, "etc/csf/csf.deny", "192.0.2.8 # for good\n")
+	fw.debts.again = time.Time{}
+	do(t, fw, "ensure")
+	if got := strings.Join(fw.Warnings(), "\n"); strings.Contains(got, "192.0.2.8") {
+		t.Errorf("warnings: %s", got)
+	}
+	if _, err := os.Stat(r.path("csf.owed")); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
 }
 
 // TestCSFHeld: what others block counts as in force as long as it stands.
