@@ -32,6 +32,8 @@ const (
 	// rest is failed, for the caller to try again: nothing else is decided
 	// meanwhile.
 	csfBudget = 3 * time.Second
+	// csfForever is a budget without an end.
+	csfForever = 1000 * time.Hour
 	// csfTimeout bounds a call. Longer than that of other backends: a call
 	// that is killed half-way may leave a rule without a line in csf.tempban.
 	csfTimeout = 10 * time.Second
@@ -113,8 +115,12 @@ func newCSF(o Options, paths csfPaths, interval time.Duration) (*csf, error) {
 	for _, p := range slices.Compact(ports) {
 		texts = append(texts, strconv.Itoa(int(p)))
 	}
+	budget := csfBudget
+	if o.Progress != nil {
+		budget = csfForever
+	}
 	return &csf{
-		o: o, paths: paths, comment: csfComment, ports: strings.Join(texts, ","), interval: interval, budget: csfBudget,
+		o: o, paths: paths, comment: csfComment, ports: strings.Join(texts, ","), interval: interval, budget: budget,
 		book: newBook(o), held: make(map[netip.Prefix]time.Time), debts: debtsIn(o.State),
 	}, nil
 }
@@ -328,6 +334,7 @@ func (c *csf) change(ctx context.Context, p plan) (Result, error) {
 	stop := error(nil) // why nothing more is tried
 	end := time.Now().Add(c.budget)
 	left := len(p.set) + len(p.unset)
+	of := left
 	each := func(pfx netip.Prefix, f func() error) {
 		err := stop
 		if err == nil && time.Now().After(end) {
@@ -338,6 +345,9 @@ func (c *csf) change(ctx context.Context, p plan) (Result, error) {
 			err = f()
 		}
 		left--
+		if c.o.Progress != nil && stop == nil {
+			c.o.Progress(of-left, of)
+		}
 		if err == nil {
 			return
 		}
@@ -561,6 +571,9 @@ func (c *csf) pace(ctx context.Context) error {
 	if end, ok := ctx.Deadline(); ok && time.Until(end)-max(0, time.Until(c.last.Add(c.interval))) < csfCall {
 		return fmt.Errorf("no time is left for another call of csf: %w", context.DeadlineExceeded)
 	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
@@ -686,13 +699,38 @@ func (c *csf) List(ctx context.Context) iter.Seq2[Installed, error] {
 // Watch is not supported: CSF tells nobody of changes.
 func (c *csf) Watch(context.Context, func(string)) error { return errors.ErrUnsupported }
 
-// Close with remove ends the bans of ours, however long that takes.
+// Close with remove ends the bans of ours, however long that takes. What is
+// left when ctx ends is in csf.tempban with our comment: the next process finds
+// it there.
 func (c *csf) Close(ctx context.Context, remove bool) error {
 	if !remove {
 		return nil
 	}
 	budget := c.budget
-	c.budget = time.Hour
+	c.budget = csfForever
 	defer func() { c.budget = budget }()
-	return c.Replace(ctx, nil)
+	return c.remaining(ctx, c.Replace(ctx, nil))
+}
+
+// remaining says what of ours is still banned after err.
+func (c *csf) remaining(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
+	bans, readErr := c.bans(context.WithoutCancel(ctx))
+	var left []netip.Prefix
+	for _, b := range bans {
+		if b.ours() && b.prefix.IsValid() {
+			left = append(left, b.prefix)
+		}
+	}
+	if readErr != nil || len(left) == 0 {
+		return errors.Join(err, readErr)
+	}
+	slices.SortFunc(left, netip.Prefix.Compare)
+	var part *PartialError
+	if errors.As(err, &part) {
+		err = part.Err
+	}
+	return &RemainError{Prefixes: slices.Compact(left), Err: err}
 }

@@ -164,7 +164,8 @@ func (c *csf) putBack(ctx context.Context, owed, there []csfBan) (left []csfBan,
 	var errs []error
 	var paid []csfBan
 	now := time.Now()
-	for i, b := range owed {
+	end := now.Add(c.budget)
+	for _, b := range owed {
 		ttl := int64(time.Until(b.until()) / time.Second)
 		switch {
 		case ttl < csfMinTTL || !csfPorts.MatchString(b.ports) || !slices.Contains([]string{"in", "out", "inout"}, b.dir):
@@ -176,9 +177,9 @@ func (c *csf) putBack(ctx context.Context, owed, there []csfBan) (left []csfBan,
 			continue
 		case c.book.until[b.prefix] > now.Add(csfSlack).UnixNano() && b.ports == c.ports:
 			continue // ours should be there: somebody has lifted all bans of the address
-		case ctx.Err() != nil:
-			left = append(left, owed[i:]...)
-			return left, errors.Join(append(errs, ctx.Err())...)
+		case ctx.Err() != nil || time.Now().After(end): // our own changes wait
+			left = append(left, b)
+			continue
 		}
 		err := c.pace(ctx)
 		if err == nil {

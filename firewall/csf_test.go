@@ -467,6 +467,110 @@ func TestCSFPace(t *testing.T) {
 	expect(t, fw, "192.0.2.4/32 60m")
 }
 
+// tired cancels when so many of all changes are made.
+func tired(t testing.TB, after, of int) (context.Context, func(done, of int)) {
+	ctx, cancel := context.WithCancel(t.Context())
+	return ctx, func(done, all int) {
+		if all != of {
+			t.Errorf("%d of %d, want of %d", done, all, of)
+		}
+		if done == after {
+			cancel()
+		}
+	}
+}
+
+// ours is a csf.tempban with so many bans of ours.
+func ours(n int) string {
+	var b strings.Builder
+	for i := range n {
+		b.WriteString(ban(0, fmt.Sprintf("192.0.2.%d|25|in|600|%s", i+1, csfComment)))
+	}
+	return b.String()
+}
+
+// TestCSFPatient: for a command after which nobody calls again a batch is not
+// cut, says how far it is, and what was left when it was stopped.
+func TestCSFPatient(t *testing.T) {
+	batch := Batch{Unset: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("192.0.2.2/32"), netip.MustParsePrefix("192.0.2.3/32")}}
+	open := func(r csfRoot, o Options) *csf {
+		o.Ports = []uint16{25}
+		p := csfAt(string(r))
+		p.command = r.path("csf")
+		fw, err := newCSF(o, p, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if patient := o.Progress != nil; patient != (fw.budget > 24*time.Hour) {
+			t.Errorf("patient is %v, budget %v", patient, fw.budget)
+		}
+		if o.Progress == nil {
+			fw.budget = time.Nanosecond
+		}
+		return fw
+	}
+	for _, patient := range []bool{false, true} {
+		r := newFakeCSF(t, "")
+		r.write(t, "var/lib/csf/csf.tempban", ours(3))
+		var o Options
+		var steps []int
+		if patient {
+			o.Progress = func(done, of int) { steps = append(steps, done, of) }
+		}
+		res, err := open(r, o).Apply(t.Context(), batch)
+		left := strings.Count(r.read(t, "var/lib/csf/csf.tempban"), csfComment)
+		switch {
+		case patient && (err != nil || left != 0 || !slices.Equal(steps, []int{1, 3, 2, 3, 3, 3})):
+			t.Errorf("%v, %d left, steps %v", err, left, steps)
+		case !patient && (err == nil || left == 0 || len(res.Failed) != left || !strings.Contains(err.Error(), "left for later")):
+			t.Errorf("%v, %d left, %v", err, left, res)
+		}
+	}
+	r := newFakeCSF(t, "")
+	r.write(t, "var/lib/csf/csf.tempban", ours(3))
+	ctx, o := t.Context(), Options{}
+	ctx, o.Progress = tired(t, 1, 3)
+	res, err := open(r, o).Apply(ctx, batch)
+	if left := strings.Count(r.read(t, "var/lib/csf/csf.tempban"), csfComment); !errors.Is(err, context.Canceled) || left != 2 || len(res.Failed) != 2 {
+		t.Errorf("%v, %d left, %v", err, left, res)
+	}
+}
+
+// TestCSFStop: what a stop could not take away in its time is named, no call is
+// killed for it, and the next process finds it.
+func TestCSFStop(t *testing.T) {
+	const n = 40
+	r := newFakeCSF(t, "")
+	r.write(t, "var/lib/csf/csf.tempban", ours(n)+ban(0, "198.51.100.1||in|600|lfd"))
+	fw := r.open(t, Options{Ports: []uint16{25}})
+	ctx := t.Context()
+	ctx, fw.o.Progress = tired(t, n/4, n)
+	err := fw.Close(ctx, true)
+	var left *RemainError
+	if !errors.As(err, &left) || len(left.Prefixes) != n-n/4 || !strings.Contains(err.Error(), "30 of our bans are left (192.0.2.") || !strings.Contains(err.Error(), " and 10 more): ") {
+		t.Fatal(err)
+	}
+	if got := strings.Count(r.read(t, "var/lib/csf/csf.tempban"), csfComment); got != n-n/4 {
+		t.Errorf("%d are left", got)
+	}
+	// With too little time nothing is begun that would be killed.
+	calls := r.read(t, "calls")
+	ctx, cancel := context.WithTimeout(t.Context(), csfCall)
+	defer cancel()
+	fw.o.Progress = nil
+	if err := fw.Close(ctx, true); !errors.Is(err, context.DeadlineExceeded) || !errors.As(err, &left) {
+		t.Error(err)
+	}
+	if got := r.read(t, "calls"); got != calls {
+		t.Errorf("called: %s", strings.TrimPrefix(got, calls))
+	}
+	next := r.open(t, Options{Ports: []uint16{25}})
+	do(t, next, "replace 192.0.2.40/32 10m")
+	if got := near(r.read(t, "var/lib/csf/csf.tempban")); sortedLines(got) != sortedLines("NOW|192.0.2.40|25|in|600|"+csfComment+"\nNOW|198.51.100.1||in|600|lfd\n") {
+		t.Error(got)
+	}
+}
+
 // TestCSFCapabilities: what csf.conf and lfd say.
 func TestCSFCapabilities(t *testing.T) {
 	for _, tc := range []struct {

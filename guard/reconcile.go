@@ -34,6 +34,9 @@ func (d *drift) unapplied(p netip.Prefix) bool { _, ok := d.failed[p]; return ok
 func (d *drift) forget(p netip.Prefix)         { delete(d.failed, p); delete(d.lingers, p) }
 func (d *drift) clear()                        { d.failed, d.lingers, d.broken, d.backoff = nil, nil, nil, 0 }
 
+// holds tells whether the filter may still drop p, whose block has ended.
+func (d *drift) holds(p netip.Prefix) bool { _, ok := d.lingers[p]; return ok || d.broken != nil }
+
 // trouble says why the packet filter cannot be relied on to hold what the store
 // says; nil: it can.
 func (d *drift) trouble() error {
