@@ -460,7 +460,7 @@ func TestContractClose(t *testing.T) {
 // the client many.
 func TestContractPackets(t *testing.T) {
 	const (
-		refused = 200 * time.Millisecond // a connect that is dropped tries again after a second
+		refused = 200 * time.Millisecond // what is dropped is sent again, and dropped
 		patient = 10 * time.Second
 	)
 	for _, hook := range []string{"prerouting", "input"} {
@@ -496,18 +496,20 @@ func TestContractPackets(t *testing.T) {
 
 				check := func(from, to string, want bool) {
 					t.Helper()
-					within := refused
-					if want {
-						within = patient
+					free := "10.9.3.2"
+					if strings.Contains(from, ":") {
+						free = "fd09:3::2"
 					}
-					c, err := client.dial(from, to, within)
-					if err == nil {
-						c.Close()
-					}
-					if (err == nil) != want {
-						t.Errorf("%s to %s: %v", from, to, err)
+					refused, err := client.refused(from, free, to)
+					if err != nil || refused == want {
+						t.Errorf("%s to %s: refused is %v, %v", from, to, refused, err)
 					}
 				}
+				c0, err := client.dial("10.9.3.2", "10.9.0.1:25", patient)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer c0.Close()
 				open := func(from, to string) *struct{ alive func(bool) } {
 					t.Helper()
 					c, err := client.dial(from, to, patient)
@@ -523,6 +525,9 @@ func TestContractPackets(t *testing.T) {
 						}
 						if echoes(c, within) != want {
 							t.Errorf("established connection of %s to %s: alive is %v", from, to, !want)
+						}
+						if !want && !echoes(c0, patient) {
+							t.Error("the neighbour's is dead too, so nothing is proved")
 						}
 					}}
 				}
@@ -576,15 +581,9 @@ func TestContractAllPorts(t *testing.T) {
 		wire(t, server, client, []string{"10.9.0.1/16"}, []string{"10.9.2.2/16", "10.9.2.3/16"})
 		server.echo("10.9.0.1:8080")
 		do(t, fw, "ensure\nset 10.9.2.2/32 10m")
-		if c, err := client.dial("10.9.2.2", "10.9.0.1:8080", 300*time.Millisecond); err == nil {
-			c.Close()
-			t.Error("a port that is not an SMTP port is open, with all ports blocked")
+		if refused, err := client.refused("10.9.2.2", "10.9.2.3", "10.9.0.1:8080"); err != nil || !refused {
+			t.Errorf("a port that is not an SMTP port, with all ports blocked: refused is %v, %v", refused, err)
 		}
-		c, err := client.dial("10.9.2.3", "10.9.0.1:8080", 10*time.Second)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.Close()
 	})
 }
 
@@ -753,8 +752,8 @@ func TestContractContainers(t *testing.T) {
 		}
 		defer open.Close()
 		do(t, fw, "set 10.9.2.0/24 10m")
-		if reach("10.9.2.2", 200*time.Millisecond) {
-			t.Error("the blocked source reaches the container")
+		if refused, err := client.refused("10.9.2.2", "10.9.3.2", "10.9.0.1:25"); err != nil || !refused {
+			t.Errorf("the blocked source reaches the container: refused is %v, %v", refused, err)
 		}
 		if echoes(open, 200*time.Millisecond) {
 			t.Error("its established connection goes on")
