@@ -570,6 +570,60 @@ func TestContractPackets(t *testing.T) {
 	}
 }
 
+// TestContractPacketsRunOut: of nested blocks each ends at its own time, as
+// packets see it.
+func TestContractPacketsRunOut(t *testing.T) {
+	onEach(t, func(t *testing.T, b backend) {
+		if !b.real || b.bare {
+			t.Log("memory drops no packets, and what csf does is csf's")
+			return
+		}
+		fw, server := b.open(t, Options{Ports: []uint16{25}})
+		client := newNetNS(t)
+		wire(t, server, client, []string{"10.9.0.1/16", "fd09::1/16"}, []string{
+			"10.9.2.2/16", "10.9.2.3/16", "10.9.3.2/16", "fd09:2::2/16", "fd09:2::3/16", "fd09:3::2/16",
+		})
+		server.echo("10.9.0.1:25")
+		server.echo("[fd09::1]:25")
+		caps, err := fw.Probe(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		refused := func(from string) bool {
+			t.Helper()
+			free, to := "10.9.3.2", "10.9.0.1:25"
+			if strings.Contains(from, ":") {
+				free, to = "fd09:3::2", "[fd09::1]:25"
+			}
+			ok, err := client.refused(from, free, to)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return ok
+		}
+		all := []string{"10.9.2.2", "10.9.2.3", "fd09:2::2", "fd09:2::3"}
+		do(t, fw, "ensure\nset 10.9.2.0/24 1h, fd09:2::/64 1h, 10.9.2.2/32 10m, fd09:2::2/128 10m")
+		for _, from := range all {
+			if !refused(from) {
+				t.Errorf("%s gets through", from)
+			}
+		}
+		// Shortened, so that a slow machine has seen them in force before.
+		do(t, fw, "set 10.9.2.0/24 1s, fd09:2::/64 1s")
+		for end := time.Now().Add(20 * time.Second); refused(all[1]) || refused(all[3]); time.Sleep(50 * time.Millisecond) {
+			if !caps.Timeouts { // the caller ends it
+				do(t, fw, "unset 10.9.2.0/24, fd09:2::/64")
+			}
+			if time.Now().After(end) {
+				t.Fatal("the wide blocks do not run out")
+			}
+		}
+		if !refused(all[0]) || !refused(all[2]) {
+			t.Error("a block inside has ended with the one around it")
+		}
+	})
+}
+
 func TestContractAllPorts(t *testing.T) {
 	onEach(t, func(t *testing.T, b backend) {
 		if !b.real || b.bare {
