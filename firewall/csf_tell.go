@@ -158,8 +158,8 @@ func (t *CSFTeller) pass(ctx context.Context) (more bool, err error) {
 	}
 	var s CSFStatus
 	defer func() {
-		if err != nil {
-			s.Error = err.Error()
+		if shown := cmp.Or(err, t.c.debts.err); shown != nil && (err != nil || s.Error == "") {
+			s.Error = shown.Error()
 		}
 		t.mu.Lock()
 		t.status = s

@@ -229,6 +229,20 @@ func TestCSFTellerOwes(t *testing.T) {
 	}
 }
 
+// TestCSFTellerOwesRefused: what CSF does not take back is in the status.
+func TestCSFTellerOwesRefused(t *testing.T) {
+	r := newFakeCSF(t, "")
+	r.write(t, "var/run/lfd.pid", "1\n")
+	r.write(t, "csf.owed", ban(0, "192.0.2.9|22|in|3600|lfd"))
+	r.write(t, "csf", "#!/bin/sh\necho no\n")
+	teller := r.teller(t, Options{State: string(r)})
+	tells(teller, "")
+	passes(t, teller)
+	if got := teller.Status().Error; !strings.Contains(got, "csf -td 192.0.2.9: it did not ban it") {
+		t.Errorf("status: %q", got)
+	}
+}
+
 // TestCSFTellerSettle: a command without a daemon takes back what is over.
 func TestCSFTellerSettle(t *testing.T) {
 	r := newFakeCSF(t, "")
