@@ -528,9 +528,8 @@ func TestCSFPatient(t *testing.T) {
 	}
 	r := newFakeCSF(t, "")
 	r.write(t, "var/lib/csf/csf.tempban", ours(3))
-	ctx, o := t.Context(), Options{}
-	ctx, o.Progress = tired(t, 1, 3)
-	res, err := open(r, o).Apply(ctx, batch)
+	ctx, progress := tired(t, 1, 3)
+	res, err := open(r, Options{Progress: progress}).Apply(ctx, batch)
 	if left := strings.Count(r.read(t, "var/lib/csf/csf.tempban"), csfComment); !errors.Is(err, context.Canceled) || left != 2 || len(res.Failed) != 2 {
 		t.Errorf("%v, %d left, %v", err, left, res)
 	}
@@ -543,8 +542,8 @@ func TestCSFStop(t *testing.T) {
 	r := newFakeCSF(t, "")
 	r.write(t, "var/lib/csf/csf.tempban", ours(n)+ban(0, "198.51.100.1||in|600|lfd"))
 	fw := r.open(t, Options{Ports: []uint16{25}})
-	ctx := t.Context()
-	ctx, fw.o.Progress = tired(t, n/4, n)
+	ctx, progress := tired(t, n/4, n)
+	fw.o.Progress = progress
 	err := fw.Close(ctx, true)
 	var left *RemainError
 	if !errors.As(err, &left) || len(left.Prefixes) != n-n/4 || !strings.Contains(err.Error(), "30 of our bans are left (192.0.2.") || !strings.Contains(err.Error(), " and 10 more): ") {

@@ -195,10 +195,11 @@ func (g *Guard) change(ctx context.Context, b firewall.Batch) error {
 		return err
 	}
 	if errors.Is(err, firewall.ErrGone) || errors.Is(err, firewall.ErrUnknown) {
-		if g.drift.fight.err == nil || !now.Before(g.drift.fight.rested) {
+		if g.drift.fight.err == nil || !now.Before(g.drift.fight.rested) || !errors.Is(err, firewall.ErrGone) {
 			return g.repair(ctx, "", now, true)
 		}
 		// It takes long, and was just done in vain: with the next repair, then.
+		// What shall not be in there is gone.
 		for _, e := range b.Set {
 			g.drift.fail(e.Prefix, false, g.drift.fight.err)
 		}
