@@ -32,9 +32,14 @@ const (
 	// rest is failed, for the caller to try again: nothing else is decided
 	// meanwhile.
 	csfBudget = 3 * time.Second
+	// csfForever is a budget without an end.
+	csfForever = 1000 * time.Hour
 	// csfTimeout bounds a call. Longer than that of other backends: a call
 	// that is killed half-way may leave a rule without a line in csf.tempban.
 	csfTimeout = 10 * time.Second
+	// csfCall is how long a call takes on a busy machine: it is not begun later
+	// than that before a deadline.
+	csfCall = 2 * time.Second
 	// csfSlack is by how much an end may differ from what was asked for: CSF
 	// counts whole seconds from when it gets to write its file.
 	csfSlack = 5 * time.Second
@@ -86,8 +91,9 @@ var csfTurn sync.Mutex
 // csf.deny are never written nor removed, so DENY_IP_LIMIT does not matter.
 //
 // csf -trd removes all bans of an address, also those of others. They are
-// banned again at once, and written down in o.State before, so that a kill in
-// between loses none.
+// banned again at once, or, where CSF takes ours for the same, when ours has
+// ended (until then a ban of theirs that also stops outgoing packets does not),
+// and written down in o.State before, so that a kill in between loses none.
 func NewCSF(o Options) (Firewall, error) {
 	c, err := newCSF(o, csfAt("/"), csfInterval)
 	if err != nil {
@@ -109,8 +115,12 @@ func newCSF(o Options, paths csfPaths, interval time.Duration) (*csf, error) {
 	for _, p := range slices.Compact(ports) {
 		texts = append(texts, strconv.Itoa(int(p)))
 	}
+	budget := csfBudget
+	if o.Progress != nil {
+		budget = csfForever
+	}
 	return &csf{
-		o: o, paths: paths, comment: csfComment, ports: strings.Join(texts, ","), interval: interval, budget: csfBudget,
+		o: o, paths: paths, comment: csfComment, ports: strings.Join(texts, ","), interval: interval, budget: budget,
 		book: newBook(o), held: make(map[netip.Prefix]time.Time), debts: debtsIn(o.State),
 	}, nil
 }
@@ -143,6 +153,9 @@ func (c *csf) Warnings() []string {
 	}
 	if c.conf.testing {
 		w = append(w, `CSF is in TESTING mode: its cron job takes every rule away each five minutes; TESTING = "0" in csf.conf and csf -r end that`)
+	}
+	if c.debts.err != nil {
+		w = append(w, c.debts.err.Error())
 	}
 	if c.kernel != nil && c.kernel.blind != nil {
 		w = append(w, "whether CSF's rules are in the kernel cannot be seen: "+c.kernel.blind.Error())
@@ -234,6 +247,7 @@ func (c *csf) Ensure(ctx context.Context) (bool, error) {
 	if err := c.ready(ctx); err != nil {
 		return false, err
 	}
+	c.settleDue(ctx)
 	found := make(map[netip.Prefix]bool)
 	for in, err := range c.List(ctx) {
 		if err != nil {
@@ -303,9 +317,7 @@ func (c *csf) change(ctx context.Context, p plan) (Result, error) {
 	if err := c.ready(ctx); err != nil {
 		return fail(err)
 	}
-	if err := c.settle(ctx); err != nil {
-		return fail(err)
-	}
+	c.settle(ctx)
 	bans, err := c.bans(ctx)
 	if err != nil {
 		return fail(err)
@@ -322,6 +334,7 @@ func (c *csf) change(ctx context.Context, p plan) (Result, error) {
 	stop := error(nil) // why nothing more is tried
 	end := time.Now().Add(c.budget)
 	left := len(p.set) + len(p.unset)
+	of := left
 	each := func(pfx netip.Prefix, f func() error) {
 		err := stop
 		if err == nil && time.Now().After(end) {
@@ -332,6 +345,9 @@ func (c *csf) change(ctx context.Context, p plan) (Result, error) {
 			err = f()
 		}
 		left--
+		if c.o.Progress != nil && stop == nil {
+			c.o.Progress(of-left, of)
+		}
 		if err == nil {
 			return
 		}
@@ -339,7 +355,7 @@ func (c *csf) change(ctx context.Context, p plan) (Result, error) {
 		if len(errs) < 5 && (len(errs) == 0 || err != stop) {
 			errs = append(errs, err)
 		}
-		if ctx.Err() != nil || errors.Is(err, ErrUnavailable) || errors.Is(err, ErrUnknown) || errors.Is(err, ErrGone) {
+		if errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil || errors.Is(err, ErrUnavailable) || errors.Is(err, ErrUnknown) || errors.Is(err, ErrGone) {
 			stop = err
 		}
 	}
@@ -430,6 +446,7 @@ func (c *csf) set(ctx context.Context, e Entry) error {
 		var end context.CancelFunc
 		ctx, end = uncancelled(ctx)
 		defer end()
+		c.book.apply(plan{unset: []netip.Prefix{e.Prefix}})
 		if err := c.call(ctx, "-trd", csfText(e.Prefix)); err != nil {
 			return fmt.Errorf("%s: %w", doing, err)
 		}
@@ -441,7 +458,7 @@ func (c *csf) set(ctx context.Context, e Entry) error {
 	ttl := max(csfMinTTL, int64((time.Until(e.Until)+time.Second-1)/time.Second))
 	said, callErr := c.deny(ctx, e.Prefix, ttl, c.ports, "in", c.comment)
 	if inTheWay {
-		callErr = errors.Join(callErr, c.settle(ctx))
+		c.settle(ctx)
 	}
 	ours, _, err = c.bansOf(ctx, e.Prefix)
 	if err != nil {
@@ -493,9 +510,13 @@ func (c *csf) unset(ctx context.Context, p netip.Prefix) error {
 	if err == nil && len(ours) > 0 {
 		// Lifting a block does not wait for a full disk; the debt is in memory.
 		_ = c.owe(others)
-		err = c.call(ctx, "-trd", csfText(p))
-		if err == nil {
-			err = c.settle(ctx)
+		c.book.apply(plan{unset: []netip.Prefix{p}})
+		if err = c.pace(ctx); err == nil { // if we are stopped then nothing is begun
+			ctx, end := uncancelled(ctx)
+			defer end()
+			if _, err = c.run(ctx, "-trd", csfText(p)); err == nil {
+				c.settle(ctx)
+			}
 		}
 		if err == nil {
 			if ours, _, err = c.bansOf(ctx, p); err == nil && len(ours) > 0 {
@@ -544,8 +565,15 @@ func (c *csf) call(ctx context.Context, args ...string) error {
 	return err
 }
 
-// pace waits until CSF may be called again.
+// pace waits until CSF may be called again. A call for which there is no time
+// left is not begun: it would be killed half-way.
 func (c *csf) pace(ctx context.Context) error {
+	if end, ok := ctx.Deadline(); ok && time.Until(end)-max(0, time.Until(c.last.Add(c.interval))) < csfCall {
+		return fmt.Errorf("no time is left for another call of csf: %w", context.DeadlineExceeded)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
@@ -671,13 +699,38 @@ func (c *csf) List(ctx context.Context) iter.Seq2[Installed, error] {
 // Watch is not supported: CSF tells nobody of changes.
 func (c *csf) Watch(context.Context, func(string)) error { return errors.ErrUnsupported }
 
-// Close with remove ends the bans of ours, however long that takes.
+// Close with remove ends the bans of ours, however long that takes. What is
+// left when ctx ends is in csf.tempban with our comment: the next process finds
+// it there.
 func (c *csf) Close(ctx context.Context, remove bool) error {
 	if !remove {
 		return nil
 	}
 	budget := c.budget
-	c.budget = time.Hour
+	c.budget = csfForever
 	defer func() { c.budget = budget }()
-	return c.Replace(ctx, nil)
+	return c.remaining(ctx, c.Replace(ctx, nil))
+}
+
+// remaining says what of ours is still banned after err.
+func (c *csf) remaining(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
+	bans, readErr := c.bans(context.WithoutCancel(ctx))
+	var left []netip.Prefix
+	for _, b := range bans {
+		if b.ours() && b.prefix.IsValid() {
+			left = append(left, b.prefix)
+		}
+	}
+	if readErr != nil || len(left) == 0 {
+		return errors.Join(err, readErr)
+	}
+	slices.SortFunc(left, netip.Prefix.Compare)
+	var part *PartialError
+	if errors.As(err, &part) {
+		err = part.Err
+	}
+	return &RemainError{Prefixes: slices.Compact(left), Err: err}
 }

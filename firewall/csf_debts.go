@@ -22,11 +22,19 @@ const csfDebtAge = time.Hour
 // all bans of an address. They are written down before it is called, in a file
 // in the form of csf.tempban, so that they are banned again also by the next
 // process.
+//
+// CSF has one ban of the same address and ports. Where that is ours, theirs
+// stays owed until ours has ended.
 type csfDebts struct {
-	path string // empty: in memory only
-	bans []csfBan
-	read bool
+	path  string // empty: in memory only
+	bans  []csfBan
+	read  bool
+	err   error     // why they could not be paid lately
+	again time.Time // when that is tried again
 }
+
+// csfDebtPause is how long a debt rests that CSF did not take back.
+const csfDebtPause = 30 * time.Second
 
 func debtsIn(dir string) csfDebts {
 	if dir == "" {
@@ -35,15 +43,16 @@ func debtsIn(dir string) csfDebts {
 	return csfDebts{path: filepath.Join(dir, "csf.owed")}
 }
 
-// load reads what an earlier process owes.
-func (d *csfDebts) load() error {
+// load reads what an earlier process owes. there are CSF's bans now.
+func (d *csfDebts) load(there []csfBan) error {
 	if d.path == "" || d.read {
 		return nil
 	}
 	info, err := os.Stat(d.path)
-	if err == nil && time.Since(info.ModTime()) < csfDebtAge {
+	if err == nil {
+		old := time.Since(info.ModTime()) >= csfDebtAge
 		err = eachLine(d.path, func(line string) error {
-			if b, ok := parseCSFBan(line); ok && b.prefix.IsValid() {
+			if b, ok := parseCSFBan(line); ok && b.prefix.IsValid() && (!old || b.standsFor(there, true)) && len(d.bans) < csfDebtsMost {
 				d.bans = append(d.bans, b)
 			}
 			return nil
@@ -85,11 +94,24 @@ func (d *csfDebts) save() error {
 	return err
 }
 
+// standsFor tells whether one of the bans, of ours or of others, is of the
+// address and the ports of b.
+func (b csfBan) standsFor(bans []csfBan, ours bool) bool {
+	return slices.ContainsFunc(bans, func(t csfBan) bool { return t.prefix == b.prefix && t.ports == b.ports && t.ours() == ours })
+}
+
+// csfDebtsMost bounds what is owed. DENY_TEMP_IP_LIMIT is 100 as shipped.
+const csfDebtsMost = 10_000
+
 // owe writes bans down that the next csf -trd takes along.
 func (c *csf) owe(bans []csfBan) error {
 	if len(bans) == 0 {
 		return nil
 	}
+	if len(c.debts.bans)+len(bans) > csfDebtsMost {
+		return fmt.Errorf("CSF is about to drop bans of others, and %d of those are owed already", len(c.debts.bans))
+	}
+	c.debts.again = time.Time{}
 	c.debts.bans = append(c.debts.bans, bans...)
 	if err := c.debts.save(); err != nil {
 		return fmt.Errorf("writing down which bans of others CSF is about to drop: %w", err)
@@ -97,18 +119,38 @@ func (c *csf) owe(bans []csfBan) error {
 	return nil
 }
 
-// settle pays what is owed.
-func (c *csf) settle(ctx context.Context) error {
-	err := c.debts.load()
-	owed := c.debts.bans
-	if err == nil && len(owed) > 0 {
-		c.debts.bans, err = c.putBack(ctx, owed)
-		err = errors.Join(err, c.debts.save())
+// settle pays what is owed, as far as it can be. What cannot is kept, told by
+// Warnings and tried again: our own changes do not wait for it. csfTurn is held.
+func (c *csf) settle(ctx context.Context) {
+	d := &c.debts
+	if d.read && len(d.bans) == 0 || time.Now().Before(d.again) {
+		return
 	}
-	if err != nil {
-		return fmt.Errorf("having CSF take back bans that are not ours: %w", err)
+	there, err := c.bans(ctx)
+	if err == nil {
+		err = d.load(there)
 	}
-	return nil
+	if err == nil && len(d.bans) > 0 {
+		err = c.ready(ctx)
+	}
+	if err == nil && len(d.bans) > 0 {
+		before := len(d.bans)
+		d.bans, err = c.putBack(ctx, d.bans, there)
+		if len(d.bans) != before {
+			err = errors.Join(err, d.save())
+		}
+	}
+	if d.err = nil; err != nil {
+		d.err = fmt.Errorf("bans of others that CSF dropped together with ours are not back yet: %w", err)
+		d.again = time.Now().Add(csfDebtPause)
+	}
+}
+
+// settleDue is settle where nothing else is to be done.
+func (c *csf) settleDue(ctx context.Context) {
+	csfTurn.Lock()
+	defer csfTurn.Unlock()
+	c.settle(ctx)
 }
 
 // csfUnsafe is what a comment of others must not have when it goes back.
@@ -116,19 +158,27 @@ var csfUnsafe = regexp.MustCompile(`[^A-Za-z0-9 .:=_/()]+`)
 
 var csfPorts = regexp.MustCompile(`^[\w,;]*$`)
 
-// putBack bans again what csf -trd took along, and gives those that it could
-// not. What ours stands for is left out by CSF itself.
-func (c *csf) putBack(ctx context.Context, others []csfBan) (left []csfBan, err error) {
-	there, err := c.bans(ctx)
-	if err != nil {
-		return others, err
-	}
+// putBack bans again what csf -trd took along, and gives what it could not or
+// what must wait for the end of ours. there are CSF's bans now.
+func (c *csf) putBack(ctx context.Context, owed, there []csfBan) (left []csfBan, err error) {
 	var errs []error
 	var paid []csfBan
-	for _, b := range others {
+	now := time.Now()
+	end := now.Add(c.budget)
+	for _, b := range owed {
 		ttl := int64(time.Until(b.until()) / time.Second)
-		if ttl < csfMinTTL || !csfPorts.MatchString(b.ports) || !slices.Contains([]string{"in", "out", "inout"}, b.dir) ||
-			slices.ContainsFunc(there, func(t csfBan) bool { return t.prefix == b.prefix && t.ports == b.ports && !t.ours() }) {
+		switch {
+		case ttl < csfMinTTL || !csfPorts.MatchString(b.ports) || !slices.Contains([]string{"in", "out", "inout"}, b.dir):
+			continue // it has run out, or is none
+		case b.standsFor(there, false):
+			continue
+		case b.standsFor(there, true):
+			left = append(left, b)
+			continue
+		case c.book.until[b.prefix] > now.Add(csfSlack).UnixNano() && b.ports == c.ports:
+			continue // ours should be there: somebody has lifted all bans of the address
+		case ctx.Err() != nil || time.Now().After(end): // our own changes wait
+			left = append(left, b)
 			continue
 		}
 		err := c.pace(ctx)
@@ -146,16 +196,20 @@ func (c *csf) putBack(ctx context.Context, others []csfBan) (left []csfBan, err 
 	if len(paid) == 0 {
 		return left, errors.Join(errs...)
 	}
-	// csf exits with 0 whatever came of it: its file has the truth. A ban of
-	// ours with the same ports stands for theirs.
+	// csf exits with 0 whatever came of it: its files have the truth.
 	if there, err = c.bans(ctx); err != nil {
-		return others, errors.Join(append(errs, err)...)
+		return append(left, paid...), errors.Join(append(errs, err)...)
 	}
 	for _, b := range paid {
-		if !slices.ContainsFunc(there, func(t csfBan) bool { return t.prefix == b.prefix && t.ports == b.ports }) {
-			left = append(left, b)
-			errs = append(errs, fmt.Errorf("csf -td %s: it did not ban it", csfText(b.prefix)))
+		if b.standsFor(there, false) {
+			continue
 		}
+		if denied, err := csfDenies(c.paths.file("csf.deny"), b.prefix); err != nil || denied {
+			errs = append(errs, err)
+			continue // CSF blocks it for good by now, and takes no temporary ban
+		}
+		left = append(left, b)
+		errs = append(errs, fmt.Errorf("csf -td %s: it did not ban it", csfText(b.prefix)))
 	}
 	return left, errors.Join(errs...)
 }

@@ -1,9 +1,9 @@
 package firewall
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -44,6 +44,7 @@ type CSFTeller struct {
 
 	next    time.Time // when a block may be told
 	refused map[netip.Prefix]time.Time
+	over    []netip.Prefix // bans of blocks that have ended
 
 	mu     sync.Mutex
 	wanted []Entry
@@ -130,16 +131,18 @@ func (t *CSFTeller) Run(ctx context.Context, changed func(error)) {
 	}
 }
 
-// Settle does what can be done until ctx ends to take away what is over, for a
-// command that works without a daemon. Run must not be running.
+// Settle takes away what is over, until it is done or ctx ends, for a command
+// that works without a daemon. Run must not be running. What is left is named by
+// a *RemainError, and found by the next teller.
 func (t *CSFTeller) Settle(ctx context.Context) error {
 	for {
 		_, err := t.pass(ctx)
-		if over := t.Status().Over; err != nil || over == 0 {
+		err = cmp.Or(err, ctx.Err())
+		switch {
+		case len(t.over) > 0 && err != nil:
+			return &RemainError{Prefixes: t.over, Err: err}
+		case len(t.over) == 0 || err != nil:
 			return err
-		}
-		if ctx.Err() != nil {
-			return fmt.Errorf("CSF still has bans of blocks that have ended: %w", ctx.Err())
 		}
 	}
 }
@@ -155,8 +158,8 @@ func (t *CSFTeller) pass(ctx context.Context) (more bool, err error) {
 	}
 	var s CSFStatus
 	defer func() {
-		if err != nil {
-			s.Error = err.Error()
+		if shown := cmp.Or(err, t.c.debts.err); shown != nil && (err != nil || s.Error == "") {
+			s.Error = shown.Error()
 		}
 		t.mu.Lock()
 		t.status = s
@@ -166,6 +169,7 @@ func (t *CSFTeller) pass(ctx context.Context) (more bool, err error) {
 	if !fileExists(c.paths.file("csf.conf")) {
 		return false, nil
 	}
+	c.settleDue(ctx) // also when nothing changes: bans of others are owed
 	s.Of = len(wanted)
 	bans, err := c.bans(ctx)
 	if err != nil {
@@ -191,9 +195,14 @@ func (t *CSFTeller) pass(ctx context.Context) (more bool, err error) {
 	}
 	s.Told = len(want) - len(missing)
 	s.Over = len(over)
+	t.over = slices.SortedFunc(maps.Keys(over), netip.Prefix.Compare)
 	if len(over) > 0 {
-		res, err := c.change(ctx, plan{unset: slices.SortedFunc(maps.Keys(over), netip.Prefix.Compare)})
+		res, err := c.change(ctx, plan{unset: t.over})
 		s.Over = len(res.Failed)
+		t.over = nil
+		for _, f := range res.Failed {
+			t.over = append(t.over, f.Prefix)
+		}
 		if err != nil && s.Over == len(over) {
 			return true, err
 		}

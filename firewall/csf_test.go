@@ -174,7 +174,13 @@ func TestCSF(t *testing.T) {
 			calls: "-trd 192.0.2.7, -td 192.0.2.7, -td 192.0.2.7"},
 		{name: "a longer ban of others will do", tempban: ban(0, "192.0.2.7||in|3600|lfd"), script: "set 192.0.2.7/32 10m", want: "NOW|192.0.2.7||in|3600|lfd\n"},
 		{name: "a shorter one of the same ports is replaced", tempban: ban(0, "192.0.2.7|25,465,587|in|60|lfd"), script: "set 192.0.2.7/32 10m",
-			want: "NOW|192.0.2.7|25,465,587|in|600|" + c + "\n", calls: "-trd 192.0.2.7, -td 192.0.2.7, -td 192.0.2.7"},
+			want: "NOW|192.0.2.7|25,465,587|in|600|" + c + "\n", calls: "-trd 192.0.2.7, -td 192.0.2.7"},
+		{name: "and is back when ours is lifted", tempban: ban(0, "192.0.2.7|25,465,587|in|300|lfd"), script: "set 192.0.2.7/32 10m\nunset 192.0.2.7/32",
+			want: "NOW|192.0.2.7|25,465,587|in|300|lfd\n", calls: "-trd 192.0.2.7, -td 192.0.2.7, -trd 192.0.2.7, -td 192.0.2.7"},
+		{name: "one that stops outgoing packets too", tempban: ban(0, "192.0.2.7|25,465,587|inout|300|lfd"), script: "set 192.0.2.7/32 10m\nset 192.0.2.7/32 20m\nreplace",
+			want: "NOW|192.0.2.7|25,465,587|inout|300|lfd\n", calls: "-trd 192.0.2.7, -td 192.0.2.7, -trd 192.0.2.7, -td 192.0.2.7, -trd 192.0.2.7, -td 192.0.2.7"},
+		{name: "one that stops outgoing packets only, and longer", tempban: ban(0, "192.0.2.7|25,465,587|out|7200|lfd"), script: "set 192.0.2.7/32 10m\nunset 192.0.2.7/32",
+			want: "NOW|192.0.2.7|25,465,587|out|7200|lfd\n", calls: "-trd 192.0.2.7, -td 192.0.2.7, -trd 192.0.2.7, -td 192.0.2.7"},
 		{name: "a shorter one of other ports stays beside", tempban: ban(0, "192.0.2.7||in|60|lfd"), script: "set 192.0.2.7/32 10m",
 			want: "NOW|192.0.2.7||in|60|lfd\nNOW|192.0.2.7|25,465,587|in|600|" + c + "\n", calls: "-td 192.0.2.7"},
 		{name: "permanently blocked by the administrator", deny: "192.0.2.7 # do not delete - Mon Nov 23\n", script: "set 192.0.2.7/32 10m\nunset 192.0.2.7/32", calls: "-td 192.0.2.7"},
@@ -235,6 +241,76 @@ func near(s string) string {
 		}
 		return fmt.Sprintf("|%d|", n)
 	})
+}
+
+// TestCSFStandsFor: a ban of others that ours stands for comes back when ours
+// has ended, however it ended and whoever looks then; but not when somebody has
+// lifted everything of that address.
+func TestCSFStandsFor(t *testing.T) {
+	const theirs = "NOW|192.0.2.7|25|inout|3600|lfd\n"
+	for _, tc := range []struct {
+		name string
+		age  time.Duration // of what is written down
+		ends func(t *testing.T, r csfRoot, fw *csf)
+		want string
+	}{
+		{"ours runs out", 0, func(t *testing.T, r csfRoot, fw *csf) { fw.book = newBook(Options{}) }, theirs},
+		{"ours runs out while no process runs", 0, func(t *testing.T, r csfRoot, fw *csf) {
+			*fw = *r.open(t, Options{Ports: []uint16{25}, State: string(r)})
+		}, theirs},
+		{"a csf -tr of the administrator", 0, func(*testing.T, csfRoot, *csf) {}, ""},
+		{"long after", 3 * csfDebtAge, func(t *testing.T, r csfRoot, fw *csf) {
+			*fw = *r.open(t, Options{Ports: []uint16{25}, State: string(r)})
+		}, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r := newFakeCSF(t, "")
+			fw := r.open(t, Options{Ports: []uint16{25}, State: string(r)})
+			r.write(t, "var/lib/csf/csf.tempban", ban(0, "192.0.2.7|25|inout|3600|lfd"))
+			do(t, fw, "set 192.0.2.7/32 2h")
+			if _, err := fw.Ensure(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if got := near(r.read(t, "var/lib/csf/csf.tempban")); got != "NOW|192.0.2.7|25|in|7200|"+csfComment+"\n" {
+				t.Fatal(got)
+			}
+			r.write(t, "var/lib/csf/csf.tempban", "")
+			at := time.Now().Add(-tc.age)
+			if err := os.Chtimes(r.path("csf.owed"), at, at); err != nil {
+				t.Fatal(err)
+			}
+			tc.ends(t, r, fw)
+			if _, err := fw.Ensure(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if got := near(r.read(t, "var/lib/csf/csf.tempban")); got != tc.want {
+				t.Errorf("csf.tempban:\n%swant\n%s", got, tc.want)
+			}
+		})
+	}
+}
+
+// TestCSFDebtRefused: a ban of others that CSF does not take back is told, and
+// holds up no change of ours; one that is in csf.deny by now is paid.
+func TestCSFDebtRefused(t *testing.T) {
+	r := newFakeCSF(t, "")
+	r.write(t, "csf.owed", ban(0, "192.0.2.8|22|in|3600|lfd"))
+	real := r.read(t, "csf")
+	r.write(t, "csf", strings.Replace(real, "#!/bin/sh\n", "#!/bin/sh\ncase \"$2\" in 192.0.2.8) echo no; exit 0;; esac\n", 1))
+	fw := r.open(t, Options{Ports: []uint16{25}, State: string(r)})
+	do(t, fw, "set 192.0.2.7/32 10m\nunset 192.0.2.7/32")
+	if got := strings.Join(fw.Warnings(), "\n"); !strings.Contains(got, "csf -td 192.0.2.8: it did not ban it") {
+		t.Errorf("warnings: %s", got)
+	}
+	r.write(t, "etc/csf/csf.deny", "192.0.2.8 # for good\n")
+	fw.debts.again = time.Time{}
+	do(t, fw, "ensure")
+	if got := strings.Join(fw.Warnings(), "\n"); strings.Contains(got, "192.0.2.8") {
+		t.Errorf("warnings: %s", got)
+	}
+	if _, err := os.Stat(r.path("csf.owed")); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
 }
 
 // TestCSFHeld: what others block counts as in force as long as it stands.
@@ -389,6 +465,109 @@ func TestCSFPace(t *testing.T) {
 		t.Error(err)
 	}
 	expect(t, fw, "192.0.2.4/32 60m")
+}
+
+// tired cancels when so many of all changes are made.
+func tired(t testing.TB, after, of int) (context.Context, func(done, of int)) {
+	ctx, cancel := context.WithCancel(t.Context())
+	return ctx, func(done, all int) {
+		if all != of {
+			t.Errorf("%d of %d, want of %d", done, all, of)
+		}
+		if done == after {
+			cancel()
+		}
+	}
+}
+
+// ours is a csf.tempban with so many bans of ours.
+func ours(n int) string {
+	var b strings.Builder
+	for i := range n {
+		b.WriteString(ban(0, fmt.Sprintf("192.0.2.%d|25|in|600|%s", i+1, csfComment)))
+	}
+	return b.String()
+}
+
+// TestCSFPatient: for a command after which nobody calls again a batch is not
+// cut, says how far it is, and what was left when it was stopped.
+func TestCSFPatient(t *testing.T) {
+	batch := Batch{Unset: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("192.0.2.2/32"), netip.MustParsePrefix("192.0.2.3/32")}}
+	open := func(r csfRoot, o Options) *csf {
+		o.Ports = []uint16{25}
+		p := csfAt(string(r))
+		p.command = r.path("csf")
+		fw, err := newCSF(o, p, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if patient := o.Progress != nil; patient != (fw.budget > 24*time.Hour) {
+			t.Errorf("patient is %v, budget %v", patient, fw.budget)
+		}
+		if o.Progress == nil {
+			fw.budget = time.Nanosecond
+		}
+		return fw
+	}
+	for _, patient := range []bool{false, true} {
+		r := newFakeCSF(t, "")
+		r.write(t, "var/lib/csf/csf.tempban", ours(3))
+		var o Options
+		var steps []int
+		if patient {
+			o.Progress = func(done, of int) { steps = append(steps, done, of) }
+		}
+		res, err := open(r, o).Apply(t.Context(), batch)
+		left := strings.Count(r.read(t, "var/lib/csf/csf.tempban"), csfComment)
+		switch {
+		case patient && (err != nil || left != 0 || !slices.Equal(steps, []int{1, 3, 2, 3, 3, 3})):
+			t.Errorf("%v, %d left, steps %v", err, left, steps)
+		case !patient && (err == nil || left == 0 || len(res.Failed) != left || !strings.Contains(err.Error(), "left for later")):
+			t.Errorf("%v, %d left, %v", err, left, res)
+		}
+	}
+	r := newFakeCSF(t, "")
+	r.write(t, "var/lib/csf/csf.tempban", ours(3))
+	ctx, progress := tired(t, 1, 3)
+	res, err := open(r, Options{Progress: progress}).Apply(ctx, batch)
+	if left := strings.Count(r.read(t, "var/lib/csf/csf.tempban"), csfComment); !errors.Is(err, context.Canceled) || left != 2 || len(res.Failed) != 2 {
+		t.Errorf("%v, %d left, %v", err, left, res)
+	}
+}
+
+// TestCSFStop: what a stop could not take away in its time is named, no call is
+// killed for it, and the next process finds it.
+func TestCSFStop(t *testing.T) {
+	const n = 40
+	r := newFakeCSF(t, "")
+	r.write(t, "var/lib/csf/csf.tempban", ours(n)+ban(0, "198.51.100.1||in|600|lfd"))
+	fw := r.open(t, Options{Ports: []uint16{25}})
+	ctx, progress := tired(t, n/4, n)
+	fw.o.Progress = progress
+	err := fw.Close(ctx, true)
+	var left *RemainError
+	if !errors.As(err, &left) || len(left.Prefixes) != n-n/4 || !strings.Contains(err.Error(), "30 of our bans are left (192.0.2.") || !strings.Contains(err.Error(), " and 10 more): ") {
+		t.Fatal(err)
+	}
+	if got := strings.Count(r.read(t, "var/lib/csf/csf.tempban"), csfComment); got != n-n/4 {
+		t.Errorf("%d are left", got)
+	}
+	// With too little time nothing is begun that would be killed.
+	calls := r.read(t, "calls")
+	ctx, cancel := context.WithTimeout(t.Context(), csfCall)
+	defer cancel()
+	fw.o.Progress = nil
+	if err := fw.Close(ctx, true); !errors.Is(err, context.DeadlineExceeded) || !errors.As(err, &left) {
+		t.Error(err)
+	}
+	if got := r.read(t, "calls"); got != calls {
+		t.Errorf("called: %s", strings.TrimPrefix(got, calls))
+	}
+	next := r.open(t, Options{Ports: []uint16{25}})
+	do(t, next, "replace 192.0.2.40/32 10m")
+	if got := near(r.read(t, "var/lib/csf/csf.tempban")); sortedLines(got) != sortedLines("NOW|192.0.2.40|25|in|600|"+csfComment+"\nNOW|198.51.100.1||in|600|lfd\n") {
+		t.Error(got)
+	}
 }
 
 // TestCSFCapabilities: what csf.conf and lfd say.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"iter"
 	"net/netip"
+	"strings"
 	"time"
 )
 
@@ -50,6 +51,11 @@ type Options struct {
 	// State is a directory of ours for what a backend has to remember across a
 	// kill; empty: it remembers nothing. Only csf needs it.
 	State string
+	// Progress, where set, makes a filter that is slow (csf) go on until all is
+	// done or the context ends, rather than leave for a later call what takes
+	// too long: for a command after which nobody calls again. It is called
+	// after each change.
+	Progress func(done, of int)
 	// NetNS is the file descriptor of the network namespace to work in; 0
 	// means the caller's own. For tests and the demonstration.
 	NetNS int
@@ -130,6 +136,35 @@ func (e *PartialError) Error() string {
 
 func (e *PartialError) Unwrap() error { return e.Err }
 
+// RemainError is what Close with remove returns, and CSFTeller.Settle, when they
+// could not take away everything: the filter still drops these sources.
+type RemainError struct {
+	Prefixes []netip.Prefix
+	Err      error
+}
+
+func (e *RemainError) Error() string {
+	return fmt.Sprintf("%d of our bans are left (%s): %v", len(e.Prefixes), Some(e.Prefixes), e.Err)
+}
+
+func (e *RemainError) Unwrap() error { return e.Err }
+
+// Some names prefixes in a sentence: the first twenty, and how many more.
+func Some(list []netip.Prefix) string {
+	const most = 20
+	var b strings.Builder
+	for i, p := range list[:min(len(list), most)] {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		b.WriteString(p.String())
+	}
+	if n := len(list) - most; n > 0 {
+		fmt.Fprintf(&b, " and %d more", n)
+	}
+	return b.String()
+}
+
 // partial is the error of a Replace of which this became.
 func partial(res Result, err error) error {
 	if err == nil || len(res.Failed) == 0 {
@@ -172,6 +207,7 @@ type Firewall interface {
 	// errors.ErrUnsupported at once where the filter has no events.
 	Watch(ctx context.Context, changed func(by string)) error
 	// Close lets go of the filter. Entries stay in force until their time
-	// unless remove is set: then everything of ours is taken away.
+	// unless remove is set: then everything of ours is taken away. Where a slow
+	// filter could not until ctx ended, the error is a *RemainError.
 	Close(ctx context.Context, remove bool) error
 }

@@ -30,6 +30,7 @@ type xt struct {
 	revision byte
 	why      string // how it works, for people
 	warnings []string
+	few      string // why there is room for few blocks only; empty: there is for many
 }
 
 // xtFamily is one of iptables and ip6tables.
@@ -82,7 +83,14 @@ func (x *xt) reason() string {
 	return why
 }
 
-func (x *xt) Warnings() []string { return x.warnings }
+// Warnings has the limit of a backend without sets too, which whoever reads the
+// log's first lines only would not know of.
+func (x *xt) Warnings() []string {
+	if x.few == "" {
+		return x.warnings
+	}
+	return append(slices.Clone(x.warnings), x.few)
+}
 
 // Probe lets the commands check our rules, against sets that are made for it
 // and taken away again. (The legacy commands make their table, if it is not
@@ -130,11 +138,12 @@ func (x *xt) Probe(ctx context.Context) (Capabilities, error) {
 		IPv6: sets || len(families) == 2, Prefixes: true, Timeouts: sets, Readback: true, Expiry: true, Counters: true, Real: true,
 		MaxTimeout: ipsetMaxTimeout * time.Second,
 	}
-	x.why = families[0].String() + " with ipset"
+	x.why, x.few = families[0].String()+" with ipset", ""
 	if !sets {
 		caps.MaxTimeout, caps.MaxEntries = 0, xtRulesMax/len(layout.portMatches())
 		x.book.max = min(x.book.max, caps.MaxEntries)
 		x.why = fmt.Sprintf("%s without ipset: each block is a rule, %d at most, and stays when smtpguard is dead", families[0], x.book.max)
+		x.few = fmt.Sprintf("without ipset each block is a rule that every packet to our ports is compared with: %d blocks at most, the widest and longest; backend: nftables, or the kernel module ip_set, lift that", x.book.max)
 		if noSets != nil {
 			x.why += " (" + noSets.Error() + ")"
 		}

@@ -145,6 +145,9 @@ func TestIPTablesManyPorts(t *testing.T) {
 		if err != nil || fw.noSets && caps.MaxEntries != xtRulesMax/3 {
 			t.Errorf("%+v, %v", caps, err)
 		}
+		if got := strings.Join(fw.Warnings(), "\n"); fw.noSets != strings.Contains(got, "166 blocks at most") {
+			t.Errorf("warnings: %q", got)
+		}
 	})
 }
 

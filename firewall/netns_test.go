@@ -3,6 +3,7 @@ package firewall
 import (
 	"bytes"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"net"
@@ -251,6 +252,50 @@ func (ns netNS) dial(from, to string, within time.Duration) (net.Conn, error) {
 		return err
 	})
 	return c, err
+}
+
+// refused tells whether connects from an address are dropped, and proves it:
+// one is begun, then another address, which is not blocked, makes the same way
+// and arrives. What was sent before has then arrived too, or never will. An
+// error means that nothing is proved.
+func (ns netNS) refused(from, neighbour, addr string) (refused bool, err error) {
+	to, err := netip.ParseAddrPort(addr)
+	if err != nil {
+		return false, err
+	}
+	sockaddr := func(a netip.AddrPort) unix.Sockaddr {
+		if a.Addr().Is4() {
+			return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
+		}
+		return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
+	}
+	family := unix.AF_INET
+	if to.Addr().Is6() {
+		family = unix.AF_INET6
+	}
+	err = ns.do(func() error {
+		fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		if err := unix.Bind(fd, sockaddr(netip.AddrPortFrom(netip.MustParseAddr(from), 0))); err != nil {
+			return err
+		}
+		if err := unix.Connect(fd, sockaddr(to)); err != nil && !errors.Is(err, unix.EINPROGRESS) {
+			return err
+		}
+		d := net.Dialer{Timeout: 10 * time.Second, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(neighbour), 0))}
+		c, err := d.Dial("tcp", addr)
+		if err != nil {
+			return fmt.Errorf("the neighbour, whom nobody blocks, does not get through either: %w", err)
+		}
+		c.Close()
+		_, err = unix.Getpeername(fd)
+		refused = errors.Is(err, unix.ENOTCONN)
+		return nil
+	})
+	return refused, err
 }
 
 // echoes tells whether a connection is alive.

@@ -186,10 +186,17 @@ func (g *Guard) Unblock(ctx context.Context, p netip.Prefix, by string) (lifted 
 				part[i].LiftedBy = by
 			}
 			if len(part) > 0 {
-				if err = g.lift(ctx, part, now); err != nil {
+				err = g.lift(ctx, part, now)
+				var still *StillDroppedError
+				if errors.As(err, &still) { // these are, as far as packets can tell
+					part = slices.DeleteFunc(part, func(b store.Block) bool { return slices.Contains(still.Prefixes, b.Prefix) })
+				} else if err != nil {
 					return
 				}
 				lifted = append(lifted, part...)
+				if err != nil {
+					return
+				}
 			}
 			if !p.IsValid() || more {
 				return
@@ -247,10 +254,34 @@ func (g *Guard) lift(ctx context.Context, out []store.Block, now time.Time) erro
 	}
 	if err := g.change(ctx, b); err != nil {
 		g.drift.suspect = true
-		return fmt.Errorf("the end is written down, but the packet filter still holds the block; it is tried again: %w", err)
+		left := slices.DeleteFunc(b.Unset, func(p netip.Prefix) bool { return !g.drift.holds(p) })
+		slices.SortFunc(left, netip.Prefix.Compare)
+		g.runMu.Lock()
+		alone := g.runCtx == nil
+		g.runMu.Unlock()
+		return &StillDroppedError{Prefixes: left, Alone: alone, Err: err}
 	}
 	return nil
 }
+
+// StillDroppedError says that blocks are lifted, which is written down, and that
+// the packet filter did not let go of some of them.
+type StillDroppedError struct {
+	Prefixes []netip.Prefix
+	// Alone: no daemon runs, and nobody tries again by himself.
+	Alone bool
+	Err   error
+}
+
+func (e *StillDroppedError) Error() string {
+	next := "it is tried again"
+	if e.Alone {
+		next = "no daemon runs that would try again"
+	}
+	return fmt.Sprintf("the end is written down, but the packet filter still drops %s; %s: %v", firewall.Some(e.Prefixes), next, e.Err)
+}
+
+func (e *StillDroppedError) Unwrap() error { return e.Err }
 
 // Blocks returns the blocks that are in force or observed now, sorted by
 // prefix, each with what the packet filter says of it.

@@ -80,6 +80,7 @@ type Pulse struct {
 	Real      bool
 	Agrees    bool // the packet filter holds what the store says
 	Missing   int  // blocks that it did not take
+	Lingering int  // sources that it still drops, whose block has ended
 	Repairs   uint64
 	Dropped   Dropped
 	Counters  Counters
@@ -227,7 +228,7 @@ const pulseEvery = time.Second
 func (g *Guard) pulse(now time.Time) Pulse {
 	p := Pulse{Time: now, Enforce: g.enforce, Count: g.det.Count(), Pressure: g.det.Pressure(), Holders: g.holders(10),
 		Blocks: g.blocks.classes(), Pending: len(g.pending), Unsaved: len(g.unsaved), Confirm: g.o.Sockets != nil, Usable: g.table.usable,
-		Backend: g.fw.Name(), Real: g.caps.Real, Agrees: g.drift.broken == nil && len(g.drift.failed) == 0, Missing: len(g.drift.failed),
+		Backend: g.fw.Name(), Real: g.caps.Real, Agrees: g.drift.trouble() == nil, Missing: len(g.drift.failed), Lingering: len(g.drift.lingers),
 		Repairs: g.drift.repairs, Dropped: Dropped{Packets: g.dropped.Packets, Bytes: g.dropped.Bytes}, Counters: g.count, Detector: g.det.Stats()}
 	p.Capacity, _ = g.det.Capacity()
 	p.Saturated = p.Pressure >= g.policy.Saturation.SaturatedAt

@@ -246,9 +246,15 @@ func (g *Guard) unreadable(what string, err error) bool {
 }
 
 // Close lets go of the packet filter. Blocks stay in force until their time
-// unless remove is set. The store is the caller's.
+// unless remove is set. With a slow filter, and where CSF is to be told, that
+// goes on until ctx ends; what is left then is named by a
+// *firewall.RemainError. The store is the caller's.
 func (g *Guard) Close(ctx context.Context, remove bool) error {
-	return errors.Join(g.fw.Close(ctx, remove), g.lastWord(ctx, remove))
+	letGo := ctx
+	if !remove { // that takes no time, and must be done also after a Ctrl-C
+		letGo = context.WithoutCancel(ctx)
+	}
+	return errors.Join(g.fw.Close(letGo, remove), g.lastWord(ctx, remove))
 }
 
 // Backend is the name of the packet filter in use.

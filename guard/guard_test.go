@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -456,7 +457,8 @@ func (b *broken) Probe(ctx context.Context) (firewall.Capabilities, error) {
 // A block that cannot be applied is never shown as in force, and is applied
 // as soon as it can be.
 func TestFirewallFails(t *testing.T) {
-	for _, err := range []error{errors.New("no buffer space available"), firewall.ErrUnknown, firewall.ErrGone, firewall.ErrFull} {
+	for _, err := range []error{errors.New("no buffer space available"), firewall.ErrUnknown, firewall.ErrGone, firewall.ErrFull,
+		fmt.Errorf("%w: the command ipset is not installed", firewall.ErrUnavailable), fmt.Errorf("adding: %w", syscall.EPERM), context.DeadlineExceeded} {
 		t.Run(err.Error(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t, nil)

@@ -1,10 +1,12 @@
 package guard
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/smtpguard/smtpguard/firewall"
@@ -14,7 +16,8 @@ import (
 // drift is what is known of differences between the store and the packet
 // filter.
 type drift struct {
-	failed   map[netip.Prefix]error // written down, not in the filter
+	failed   map[netip.Prefix]error // in force by the store, not in the filter
+	lingers  map[netip.Prefix]error // ended by the store, and the filter did not let go of it
 	broken   error                  // the filter as a whole did not answer well
 	retryAt  time.Time
 	backoff  time.Duration
@@ -22,14 +25,35 @@ type drift struct {
 	repaired time.Time
 	by       string // who touched our rules last, if known
 	checked  time.Time
-	suspect  bool        // look at the contents at the next opportunity
-	fights   []time.Time // when our rules were put back lately
+	suspect  bool // look at the contents at the next opportunity
+	fight    fight
 	leakTold time.Time
 }
 
 func (d *drift) unapplied(p netip.Prefix) bool { _, ok := d.failed[p]; return ok || d.broken != nil }
-func (d *drift) forget(p netip.Prefix)         { delete(d.failed, p) }
-func (d *drift) clear()                        { d.failed, d.broken, d.backoff = nil, nil, 0 }
+func (d *drift) forget(p netip.Prefix)         { delete(d.failed, p); delete(d.lingers, p) }
+func (d *drift) clear()                        { d.failed, d.lingers, d.broken, d.backoff = nil, nil, nil, 0 }
+
+// holds tells whether the filter may still drop p, whose block has ended.
+func (d *drift) holds(p netip.Prefix) bool { _, ok := d.lingers[p]; return ok || d.broken != nil }
+
+// trouble says why the packet filter cannot be relied on to hold what the store
+// says; nil: it can.
+func (d *drift) trouble() error {
+	switch {
+	case d.broken != nil:
+		return d.broken
+	case d.fight.err != nil:
+		return d.fight.err
+	}
+	for _, err := range d.failed {
+		return err
+	}
+	for p, err := range d.lingers {
+		return fmt.Errorf("it still drops %s, whose block has ended: %w", p, err)
+	}
+	return nil
+}
 
 func (d *drift) why(p netip.Prefix) string {
 	if err := d.failed[p]; err != nil {
@@ -41,11 +65,18 @@ func (d *drift) why(p netip.Prefix) string {
 	return ""
 }
 
-func (d *drift) fail(p netip.Prefix, err error) {
-	if d.failed == nil {
-		d.failed = make(map[netip.Prefix]error)
+// fail notes that the filter did not take p, or, where its block has ended, did
+// not let go of it: two things that must not be taken for each other.
+func (d *drift) fail(p netip.Prefix, ended bool, err error) {
+	d.forget(p)
+	into := &d.failed
+	if ended {
+		into = &d.lingers
 	}
-	d.failed[p] = err
+	if *into == nil {
+		*into = make(map[netip.Prefix]error)
+	}
+	(*into)[p] = err
 }
 
 // wanted are the entries that the packet filter must hold.
@@ -164,20 +195,34 @@ func (g *Guard) change(ctx context.Context, b firewall.Batch) error {
 		return err
 	}
 	if errors.Is(err, firewall.ErrGone) || errors.Is(err, firewall.ErrUnknown) {
-		return g.repair(ctx, "", now, true)
+		if g.drift.fight.err == nil || !now.Before(g.drift.fight.rested) || !errors.Is(err, firewall.ErrGone) {
+			return g.repair(ctx, "", now, true)
+		}
+		// It takes long, and was just done in vain: with the next repair, then.
+		// What shall not be in there is gone.
+		for _, e := range b.Set {
+			g.drift.fail(e.Prefix, false, g.drift.fight.err)
+		}
+		g.drift.retryAt = g.drift.fight.rested
+		return g.drift.fight.err
 	}
 	for _, e := range b.Set {
 		g.drift.forget(e.Prefix)
 	}
+	ended := make(map[netip.Prefix]bool, len(b.Unset))
+	for _, p := range b.Unset {
+		g.drift.forget(p)
+		ended[p] = true
+	}
 	for _, f := range res.Failed {
-		g.drift.fail(f.Prefix, f.Err)
+		g.drift.fail(f.Prefix, ended[f.Prefix], f.Err)
 	}
 	if err != nil && len(res.Failed) == 0 {
 		for _, e := range b.Set {
-			g.drift.fail(e.Prefix, err)
+			g.drift.fail(e.Prefix, false, err)
 		}
-		if len(b.Unset) > 0 {
-			g.drift.suspect = true
+		for _, p := range b.Unset {
+			g.drift.fail(p, true, err)
 		}
 	}
 	if err != nil {
@@ -201,10 +246,11 @@ func (g *Guard) refilled(err error, now time.Time) error {
 	case err == nil:
 		g.drift.clear()
 	case errors.As(err, &part):
-		news, backoff := len(g.drift.failed) != len(part.Failed), g.drift.backoff
+		news, backoff := len(g.drift.failed)+len(g.drift.lingers) != len(part.Failed), g.drift.backoff
 		g.drift.clear()
 		for _, f := range part.Failed {
-			g.drift.fail(f.Prefix, f.Err)
+			b, ok := g.blocks.get(f.Prefix)
+			g.drift.fail(f.Prefix, !ok || !b.InForce(now), f.Err)
 		}
 		g.drift.backoff = time.Second // a slow one goes on at once
 		if errors.Is(err, firewall.ErrFull) {
@@ -256,7 +302,13 @@ func (g *Guard) checkStructure(ctx context.Context) {
 		return
 	}
 	now := time.Now()
-	if g.drift.broken != nil || len(g.drift.failed) > 0 {
+	if g.drift.fight.over(now) {
+		g.log.Info("nobody undoes our repairs any more")
+	}
+	if now.Before(g.drift.fight.pause) {
+		return
+	}
+	if g.drift.broken != nil || len(g.drift.failed)+len(g.drift.lingers) > 0 {
 		if !now.Before(g.drift.retryAt) {
 			if g.repair(ctx, "", now, false) == nil {
 				g.log.Info("the packet filter holds what the store says again", "blocks", g.blocks.len())
@@ -285,45 +337,77 @@ func (g *Guard) checkStructure(ctx context.Context) {
 
 // tampered repairs what somebody else did to our rules and says who it was.
 func (g *Guard) tampered(ctx context.Context, by string) {
-	if g.drift.broken != nil && time.Now().Before(g.drift.retryAt) {
+	now := time.Now()
+	if g.drift.broken != nil && now.Before(g.drift.retryAt) || now.Before(g.drift.fight.pause) {
 		return // everything is put back then, and not before: he may be as fast as we are
 	}
 	changed := by == "" // found by looking: Ensure has mended the layout already
 	if !changed {
 		var err error
 		if changed, err = g.fw.Ensure(ctx); err != nil {
-			g.broke(err, time.Now())
+			g.broke(err, now)
 			return
 		}
 	}
 	if !changed {
-		g.checkContent(ctx)
+		g.compareContent(ctx, by)
 		return
 	}
-	now := time.Now()
-	who := by
-	if who == "" {
-		who = "somebody"
-	}
-	for len(g.drift.fights) > 0 && now.Sub(g.drift.fights[0]) > time.Minute {
-		g.drift.fights = g.drift.fights[1:]
-	}
-	if g.drift.fights = append(g.drift.fights, now); len(g.drift.fights) > fightsMost {
-		g.broke(fmt.Errorf("%s has changed our rules %d times within a minute, and undoes every repair: find and stop it (a cron job, another firewall program)", who, len(g.drift.fights)), now)
-		g.drift.backoff = 15 * time.Second
-		g.drift.retryAt = now.Add(g.drift.backoff)
-		return
-	}
-	if _ = g.repair(ctx, by, now, true); g.drift.broken == nil {
+	_ = g.repair(ctx, by, now, true)
+	g.fought(by, now)
+	if g.drift.broken == nil && g.drift.fight.err == nil {
+		who := cmp.Or(by, "somebody")
 		g.tell(Event{On: OnTamper, Time: now, By: by, Why: who + " changed our rules in the packet filter; they are put back"})
 		g.log.Warn("our rules in the packet filter were changed; they are put back", "by", who, "blocks", len(g.wanted(now)))
 	}
 }
 
+// fight is what is known of a program that undoes our repairs. It says nothing
+// about the filter, which may be intact: changes go on while it lasts.
+type fight struct {
+	repairs []time.Time // of what somebody changed, in the last minute
+	err     error       // who it is; nil: nobody
+	told    time.Time
+	pause   time.Time // when we put things back again
+	rested  time.Time // when a repair for a new block's sake is made again
+}
+
 // fightsMost is how often a minute our rules are put back at once. Somebody
 // who takes them away in a loop is a program that has to be found, and status
-// names it; until then they are put back every now and then.
-const fightsMost = 20
+// names it; until then they are put back once a second, and where that takes
+// long for no more than a tenth of the time.
+const (
+	fightsMost  = 20
+	fightPause  = time.Second
+	fightEffort = 10 // to 1
+)
+
+// over forgets what is more than a minute ago, and reports whether a fight has
+// ended by that.
+func (f *fight) over(now time.Time) bool {
+	f.repairs = slices.DeleteFunc(f.repairs, func(t time.Time) bool { return now.Sub(t) > time.Minute })
+	if f.err == nil || len(f.repairs) > fightsMost {
+		return false
+	}
+	f.err, f.pause, f.rested = nil, time.Time{}, time.Time{}
+	return true
+}
+
+// fought notes that what by changed is put right, which was begun at start.
+func (g *Guard) fought(by string, start time.Time) {
+	f, now := &g.drift.fight, time.Now()
+	f.over(now)
+	if f.repairs = append(f.repairs, now); len(f.repairs) <= fightsMost {
+		return
+	}
+	effort := fightEffort * now.Sub(start)
+	f.pause, f.rested = now.Add(max(fightPause, effort)), now.Add(effort)
+	f.err = fmt.Errorf("%s has changed our rules %d times within a minute, and undoes every repair: find and stop it (a cron job, another firewall program)", cmp.Or(by, "somebody"), len(f.repairs))
+	if now.Sub(f.told) >= time.Minute {
+		f.told = now
+		g.fault("our rules are put back once a second at most; blocks are made as before", f.err)
+	}
+}
 
 // watch passes on the news that somebody touched our rules, where the packet
 // filter has such news.
@@ -370,7 +454,10 @@ func (g *Guard) watch(ctx context.Context) {
 const contentMax = 100_000
 
 // checkContent compares the entries in the packet filter with the store.
-func (g *Guard) checkContent(ctx context.Context) {
+func (g *Guard) checkContent(ctx context.Context) { g.compareContent(ctx, "") }
+
+// compareContent is checkContent after news that by changed something.
+func (g *Guard) compareContent(ctx context.Context, by string) {
 	if !g.caps.Real || !g.caps.Readback || g.drift.broken != nil || g.blocks.len() > contentMax {
 		return
 	}
@@ -409,7 +496,13 @@ func (g *Guard) checkContent(ctx context.Context) {
 	}
 	g.drift.repairs++
 	g.drift.repaired = now
-	g.tell(Event{On: OnTamper, Time: now, Why: fmt.Sprintf("entries in the packet filter differed from the store, %d missing and %d foreign; they are put right", len(b.Set), len(b.Unset))})
-	g.log.Warn("entries in the packet filter differed from the store; they are put right", "missing", len(b.Set), "foreign", len(b.Unset))
+	if by != "" {
+		g.drift.by = by
+	}
 	_ = g.change(ctx, b)
+	if g.fought(by, now); g.drift.fight.err != nil {
+		return
+	}
+	g.tell(Event{On: OnTamper, Time: now, By: by, Why: fmt.Sprintf("entries in the packet filter differed from the store, %d missing and %d foreign; they are put right", len(b.Set), len(b.Unset))})
+	g.log.Warn("entries in the packet filter differed from the store; they are put right", "missing", len(b.Set), "foreign", len(b.Unset))
 }

@@ -99,15 +99,18 @@ type SocketStatus struct {
 
 // FirewallStatus says whether the packet filter holds what the store says.
 type FirewallStatus struct {
-	Backend  string         `json:"backend"`
-	Real     bool           `json:"real"` // false: nothing is ever dropped
-	Agrees   bool           `json:"agrees"`
-	Error    string         `json:"error,omitempty"`
-	Missing  []netip.Prefix `json:"missing,omitempty"` // blocks that it did not take, bounded
-	Checked  time.Time      `json:"checked,omitzero"`
-	Repairs  uint64         `json:"repairs"`
-	Repaired time.Time      `json:"repaired,omitzero"`
-	By       string         `json:"repaired_after,omitempty"` // who had changed our rules
+	Backend string         `json:"backend"`
+	Real    bool           `json:"real"` // false: nothing is ever dropped
+	Agrees  bool           `json:"agrees"`
+	Error   string         `json:"error,omitempty"`
+	Missing []netip.Prefix `json:"missing,omitempty"` // blocks that it did not take, bounded
+	// Lingering are sources whose block has ended and that it still drops,
+	// bounded.
+	Lingering []netip.Prefix `json:"lingering,omitempty"`
+	Checked   time.Time      `json:"checked,omitzero"`
+	Repairs   uint64         `json:"repairs"`
+	Repaired  time.Time      `json:"repaired,omitzero"`
+	By        string         `json:"repaired_after,omitempty"` // who had changed our rules
 	// CSF is what CSF was told where another backend blocks; nil where it is
 	// not installed.
 	CSF *firewall.CSFStatus `json:"csf,omitempty"`
@@ -189,20 +192,11 @@ func (g *Guard) status(ctx context.Context) Status {
 		s.Logs = append(s.Logs, l.status())
 	}
 	s.Sockets = g.socketStatus(ctx)
-	s.Firewall = FirewallStatus{Backend: g.fw.Name(), Real: g.caps.Real, Agrees: g.drift.broken == nil && len(g.drift.failed) == 0,
+	s.Firewall = FirewallStatus{Backend: g.fw.Name(), Real: g.caps.Real, Agrees: true, Missing: some(g.drift.failed), Lingering: some(g.drift.lingers),
 		Checked: g.drift.checked, Repairs: g.drift.repairs, Repaired: g.drift.repaired, By: g.drift.by}
-	if g.drift.broken != nil {
-		s.Firewall.Error = g.drift.broken.Error()
+	if err := g.drift.trouble(); err != nil {
+		s.Firewall.Agrees, s.Firewall.Error = false, err.Error()
 	}
-	for p, err := range g.drift.failed {
-		if s.Firewall.Error == "" {
-			s.Firewall.Error = err.Error()
-		}
-		if len(s.Firewall.Missing) < 20 {
-			s.Firewall.Missing = append(s.Firewall.Missing, p)
-		}
-	}
-	slices.SortFunc(s.Firewall.Missing, netip.Prefix.Compare)
 	s.Firewall.CSF = g.csfStatus()
 	if f, ok := g.fw.(firewall.Warner); ok {
 		s.Firewall.Warnings = f.Warnings()
@@ -215,6 +209,18 @@ func (g *Guard) status(ctx context.Context) Status {
 		s.Faults = append(s.Faults, g.errs[i])
 	}
 	return s
+}
+
+// some are twenty of the prefixes, sorted.
+func some(m map[netip.Prefix]error) []netip.Prefix {
+	var out []netip.Prefix
+	for p := range m {
+		if out = append(out, p); len(out) == 20 {
+			break
+		}
+	}
+	slices.SortFunc(out, netip.Prefix.Compare)
+	return out
 }
 
 // held returns who holds how many slots now: by the socket table, or where it

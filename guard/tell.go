@@ -3,6 +3,7 @@ package guard
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -22,7 +23,8 @@ type Teller interface {
 	// Run does what was told until ctx ends. changed gets an error when that
 	// cannot be done any more, nil when it can again.
 	Run(ctx context.Context, changed func(error))
-	// Settle takes away what is over, where Run is not running.
+	// Settle takes away what is over, where Run is not running, until it is
+	// done or ctx ends.
 	Settle(ctx context.Context) error
 	Status() firewall.CSFStatus
 }
@@ -126,13 +128,11 @@ func (g *Guard) lastWord(ctx context.Context, remove bool) error {
 		left = g.worst(time.Now())
 	}
 	g.o.Teller.Tell(left)
-	ctx, cancel := context.WithTimeout(ctx, settleFor)
-	defer cancel()
-	return g.o.Teller.Settle(ctx)
+	if err := g.o.Teller.Settle(ctx); err != nil {
+		return fmt.Errorf("CSF still shows blocks that have ended: %w", err)
+	}
+	return nil
 }
-
-// settleFor is how long a command waits for CSF: time for some 20 removals.
-const settleFor = 10 * time.Second
 
 func (g *Guard) csfStatus() *firewall.CSFStatus {
 	if g.telling.stop == nil {

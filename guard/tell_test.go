@@ -145,6 +145,28 @@ func TestTellWithoutDaemon(t *testing.T) {
 	w.st.Close()
 }
 
+// TestAloneStillDropped: a command that works without a daemon never says that
+// something is tried again; it names what is left.
+func TestAloneStillDropped(t *testing.T) {
+	w := newWorld(t, nil)
+	c := &clinging{broken: broken{Firewall: firewall.NewMemory(firewall.Options{})}}
+	w.st.Close()
+	w.fw = c
+	w.start()
+	defer w.st.Close()
+	w.block("198.51.100.7/32", time.Hour)
+	w.block("203.0.113.0/24", time.Hour)
+	c.at.Store(true)
+	lifted, err := w.g.Unblock(t.Context(), netip.Prefix{}, "root")
+	var still *StillDroppedError
+	if !errors.As(err, &still) || !still.Alone || len(still.Prefixes) != 2 || len(lifted) != 0 {
+		t.Errorf("%v, %v", lifted, err)
+	}
+	if err == nil || strings.Contains(err.Error(), "tried again;") || !strings.Contains(err.Error(), "still drops 198.51.100.7/32, 203.0.113.0/24; no daemon runs") {
+		t.Error(err)
+	}
+}
+
 // TestWorst: of many the widest and worst are told, whatever the order.
 func TestWorst(t *testing.T) {
 	w := newWorld(t, nil)

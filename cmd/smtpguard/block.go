@@ -298,24 +298,26 @@ func (e *env) blocksList(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	out := bufio.NewWriter(e.stdout) // a line is several writes, and there may be 100,000
 	if c.Bool("json") {
+		line := &env{stdout: out}
 		for _, b := range list {
-			if err := e.json(b); err != nil {
+			if err := line.json(b); err != nil {
 				return err
 			}
 		}
-		return nil
+		return out.Flush()
 	}
 	if len(list) == 0 {
 		fmt.Fprintln(e.stdout, "nothing is blocked")
 		return nil
 	}
-	w := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "PREFIX\tSTATE\tLEFT\tOFFENCE\tSTOPPED\tWHY")
 	for _, b := range list {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%s\n", b.Prefix, b.State, span(time.Until(b.Until)), b.Offence, b.Packets, why(b.Block))
 	}
-	return w.Flush()
+	return errors.Join(w.Flush(), out.Flush())
 }
 
 // blocksExport writes JSON lines, or plain prefixes.

@@ -58,6 +58,7 @@ func (e *env) firewallStatus(c *cli.Context) error {
 		return err
 	}
 	r := firewallReport{FirewallStatus: s.Firewall}
+	r.Missing = nil // the blocks themselves say it, one by one
 	for _, b := range list {
 		if b.Observed {
 			continue
@@ -80,11 +81,20 @@ func (e *env) firewallStatus(c *cli.Context) error {
 	} else {
 		fmt.Fprintf(e.stdout, "%s: %s in force", r.Backend, count(r.Blocks-r.NotApplied, "block", "blocks"))
 		if r.NotApplied > 0 {
-			fmt.Fprintf(e.stdout, ", %d NOT: %s", r.NotApplied, r.Error)
+			fmt.Fprintf(e.stdout, ", %d NOT", r.NotApplied)
+		}
+		if len(r.Lingering) > 0 {
+			fmt.Fprint(e.stdout, ", and others are STILL dropped whose block has ended")
+		}
+		if r.Error != "" {
+			fmt.Fprintf(e.stdout, ": %s", r.Error)
 		}
 		fmt.Fprintln(e.stdout)
 		for _, p := range r.Missing {
 			fmt.Fprintln(e.stdout, "  missing:", p)
+		}
+		for _, p := range r.Lingering {
+			fmt.Fprintln(e.stdout, "  still dropped:", p)
 		}
 		if r.Repairs > 0 {
 			by := ""
@@ -163,14 +173,18 @@ func (e *env) firewallFlush(c *cli.Context) error {
 	// Also what an earlier backend left and what CSF was told: nobody looks
 	// after it any more.
 	var flushed []string
+	var errs []error
 	for _, other := range []string{name, firewall.NFTables, firewall.IPTables, firewall.CSF} {
-		fw, err := removeFrom(c.Context, p, other)
+		fw, err := removeFrom(c.Context, p, other, e.slowly())
 		switch {
 		case err == nil && !slices.Contains(flushed, fw):
 			flushed = append(flushed, fw)
 		case err != nil && (other == name || !errors.Is(err, firewall.ErrUnavailable)):
-			return errors.Join(stErr, err)
+			errs = append(errs, err) // of one; the others are emptied all the same
 		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return withHint(errors.Join(stErr, err), "the same command once more goes on with what is left")
 	}
 	if c.Bool("json") {
 		return errors.Join(stErr, e.json(map[string]any{"flushed": flushed}))
@@ -180,8 +194,8 @@ func (e *env) firewallFlush(c *cli.Context) error {
 }
 
 // removeFrom takes everything of ours out of the packet filter of that name.
-func removeFrom(ctx context.Context, p *policy.Policy, name string) (string, error) {
-	fw, _, err := firewall.Open(ctx, name, firewall.Options{Ports: p.BlockedPorts(), Hook: string(p.Firewall.Hook), State: filepath.Dir(p.Store.Path)})
+func removeFrom(ctx context.Context, p *policy.Policy, name string, progress func(done, of int)) (string, error) {
+	fw, _, err := firewall.Open(ctx, name, firewall.Options{Ports: p.BlockedPorts(), Hook: string(p.Firewall.Hook), State: filepath.Dir(p.Store.Path), Progress: progress})
 	if err != nil {
 		return "", err
 	}
@@ -190,8 +204,8 @@ func removeFrom(ctx context.Context, p *policy.Policy, name string) (string, err
 
 // csfTeller is what tells CSF of blocks that another backend makes. It works on
 // hosts with CSF only, and with csf: ignore takes away what was told before.
-func csfTeller(p *policy.Policy) (guard.Teller, error) {
-	t, err := firewall.NewCSFTeller(firewall.Options{Ports: p.BlockedPorts(), State: filepath.Dir(p.Store.Path)})
+func csfTeller(p *policy.Policy, progress func(done, of int)) (guard.Teller, error) {
+	t, err := firewall.NewCSFTeller(firewall.Options{Ports: p.BlockedPorts(), State: filepath.Dir(p.Store.Path), Progress: progress})
 	if err != nil {
 		return nil, err
 	}
@@ -207,7 +221,7 @@ const metaBackend = "backend"
 func leaveOldBackend(ctx context.Context, p *policy.Policy, st *store.Store, now string, log *slog.Logger) {
 	old, err := st.Meta(metaBackend)
 	if err == nil && len(old) > 0 && string(old) != now && string(old) != firewall.Memory {
-		if _, err := removeFrom(ctx, p, string(old)); err != nil && !errors.Is(err, firewall.ErrUnavailable) {
+		if _, err := removeFrom(ctx, p, string(old), nil); err != nil && !errors.Is(err, firewall.ErrUnavailable) {
 			log.Error("blocks are still in the packet filter that was in use before; `smtpguard firewall flush` without a daemon removes them", "backend", string(old), "err", err)
 			return
 		}

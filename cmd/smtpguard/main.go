@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,7 +39,6 @@ func main() {
 // run is the whole program: it returns the exit status.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	e := &env{stdin: stdin, stdout: stdout, stderr: stderr}
-	defer e.close()
 	app := &cli.App{
 		Name:    "smtpguard",
 		Usage:   "keep an Exim mail server reachable under connection floods",
@@ -80,7 +80,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		}
 	}
 	err := app.RunContext(ctx, append(args[:1:1], flagsFirst(app, args[1:])...))
-	return report(stderr, err)
+	status := report(stderr, err)
+	return cmp.Or(status, report(stderr, e.close()))
 }
 
 func usageErrors(c *cli.Command) {
@@ -108,13 +109,17 @@ func usageErrors(c *cli.Command) {
 type env struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
-	atEnd          []func() // when the command has ended, last first
+	atEnd          []func() error // when the command has ended, last first
 }
 
-func (e *env) close() {
+// close ends what the command has begun. Its errors are the command's.
+func (e *env) close() error {
+	var errs []error
 	for _, f := range slices.Backward(e.atEnd) {
-		f()
+		errs = append(errs, f())
 	}
+	e.atEnd = nil
+	return errors.Join(errs...)
 }
 
 func globalFlags() []cli.Flag {

@@ -75,7 +75,7 @@ func (e *env) daemon(c *cli.Context) (*control.Client, *policy.Policy, error) {
 	cl, err := control.Dial(c.Context, socket)
 	switch {
 	case err == nil:
-		e.atEnd = append(e.atEnd, func() { cl.Close() })
+		e.atEnd = append(e.atEnd, func() error { cl.Close(); return nil })
 		return cl, p, nil
 	case policyErr != nil:
 		return nil, nil, policyErr
@@ -103,8 +103,8 @@ func (e *env) guard(c *cli.Context) (control.Guard, error) {
 	}
 	var enforce atomic.Bool
 	enforce.Store(p.Mode == policy.Enforce)
-	o := guard.Options{Policy: p, Store: st, OpenFirewall: openFirewall(p, &enforce, st, nil), Version: programVersion()}
-	if o.Teller, err = csfTeller(p); err != nil {
+	o := guard.Options{Policy: p, Store: st, OpenFirewall: openFirewall(p, &enforce, st, nil, e.slowly()), Version: programVersion()}
+	if o.Teller, err = csfTeller(p, e.slowly()); err != nil {
 		return nil, errors.Join(err, st.Close())
 	}
 	if p.Mode == policy.Enforce && p.Confirm == policy.ConfirmSockets {
@@ -117,11 +117,12 @@ func (e *env) guard(c *cli.Context) (control.Guard, error) {
 		st.Close()
 		return nil, err
 	}
-	e.atEnd = append(e.atEnd, func() {
-		if err := lone.Close(context.WithoutCancel(c.Context), false); err != nil {
-			report(e.stderr, withHint(fmt.Errorf("what the command did is in force, but: %w", err), "a block that was lifted may still be among CSF's temporary denies: `csf -t` shows them, `csf -trd ADDRESS` removes one"))
+	e.atEnd = append(e.atEnd, func() error {
+		err := lone.Close(c.Context, false)
+		if err != nil {
+			err = withHint(fmt.Errorf("what the command did is in force, but: %w", err), "the next start of the daemon takes them away; now: `csf -trd ADDRESS` removes one, `csf -t` shows them")
 		}
-		st.Close()
+		return errors.Join(err, st.Close())
 	})
 	return lone, nil
 }
@@ -130,8 +131,8 @@ func (e *env) guard(c *cli.Context) (control.Guard, error) {
 // why it is this one. enforce is whether the mode is enforce, which a reload
 // can change. In observe mode it is one that drops nothing, unless
 // blocks of an earlier enforce mode are still in force: those stay until they
-// end or are lifted.
-func openFirewall(p *policy.Policy, enforce *atomic.Bool, st *store.Store, tell func(why string)) func(context.Context, []netip.Prefix, int) (firewall.Firewall, error) {
+// end or are lifted. progress is firewall.Options.Progress.
+func openFirewall(p *policy.Policy, enforce *atomic.Bool, st *store.Store, tell func(why string), progress func(done, of int)) func(context.Context, []netip.Prefix, int) (firewall.Firewall, error) {
 	return func(ctx context.Context, allow []netip.Prefix, entries int) (firewall.Firewall, error) {
 		name, why := string(p.Firewall.Backend), ""
 		if !enforce.Load() {
@@ -144,7 +145,7 @@ func openFirewall(p *policy.Policy, enforce *atomic.Bool, st *store.Store, tell 
 			}
 		}
 		fw, chosen, err := firewall.Open(ctx, name, firewall.Options{
-			Ports: p.BlockedPorts(), MaxEntries: entries, Hook: string(p.Firewall.Hook), Allow: allow, State: filepath.Dir(p.Store.Path)})
+			Ports: p.BlockedPorts(), MaxEntries: entries, Hook: string(p.Firewall.Hook), Allow: allow, State: filepath.Dir(p.Store.Path), Progress: progress})
 		if err != nil {
 			return nil, err
 		}
@@ -155,12 +156,30 @@ func openFirewall(p *policy.Policy, enforce *atomic.Bool, st *store.Store, tell 
 	}
 }
 
+// slowly shows how far a slow packet filter is, where that takes more than a
+// moment.
+func (e *env) slowly() func(done, of int) {
+	var told time.Time
+	return func(done, of int) {
+		switch now := time.Now(); {
+		case told.IsZero() || done == 1:
+			told = now
+		case now.Sub(told) >= 2*time.Second && done < of:
+			told = now
+			fmt.Fprintf(e.stderr, "CSF makes a few changes a second: %d of %d are made (Ctrl-C stops, and says what is left)\n", done, of)
+		}
+	}
+}
+
 // hint says what to do about an error.
 func hint(err error) string {
 	var h *hinted
 	var r *guard.Refusal
 	var cov *guard.CoveredError
+	var still *guard.StillDroppedError
 	switch {
+	case errors.As(err, &still) && still.Alone:
+		return "`smtpguard firewall sync` goes on, and so does the next start of the daemon"
 	case errors.As(err, &h):
 		return h.hint
 	case errors.As(err, &r):

@@ -20,6 +20,7 @@ import (
 	"github.com/smtpguard/smtpguard/abuse"
 	"github.com/smtpguard/smtpguard/control"
 	"github.com/smtpguard/smtpguard/detector/exim"
+	"github.com/smtpguard/smtpguard/firewall"
 	"github.com/smtpguard/smtpguard/guard"
 	"github.com/smtpguard/smtpguard/policy"
 	"github.com/smtpguard/smtpguard/sockets"
@@ -116,7 +117,7 @@ func (e *env) run(c *cli.Context) (err error) {
 	ready := make(chan struct{})
 	o := guard.Options{
 		Policy: p, Store: st, Log: log, Version: programVersion(),
-		OpenFirewall: openFirewall(p, &enforce, st, func(w string) { why = w }),
+		OpenFirewall: openFirewall(p, &enforce, st, func(w string) { why = w }, nil),
 		Notify: func(state string) {
 			_, _ = daemon.SdNotify(false, state)
 			if state == daemon.SdNotifyReady {
@@ -129,7 +130,7 @@ func (e *env) run(c *cli.Context) (err error) {
 		return err
 	}
 	watch.attach(&o)
-	if o.Teller, err = csfTeller(p); err != nil {
+	if o.Teller, err = csfTeller(p, nil); err != nil {
 		return err
 	}
 	switch {
@@ -159,9 +160,14 @@ func (e *env) run(c *cli.Context) (err error) {
 		return err
 	}
 	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(c.Context), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(c.Context), stopFor)
 		defer cancel()
-		err = errors.Join(err, g.Close(ctx, p.Firewall.OnStop == policy.Remove && enforce.Load()))
+		closeErr := g.Close(ctx, p.Firewall.OnStop == policy.Remove && enforce.Load())
+		var left *firewall.RemainError
+		if errors.As(closeErr, &left) {
+			closeErr = withHint(fmt.Errorf("on_stop: remove was not done within %s: %w", stopFor, closeErr), "`smtpguard firewall flush` goes on until nothing is left; so does the next start, with what is not blocked by then")
+		}
+		err = errors.Join(err, closeErr)
 	}()
 	log.Info("smtpguard starts", "version", programVersion(), "mode", string(p.Mode), "backend", g.Backend(), "because", why,
 		"logs", logs, "capacity", o.Capacity, "capacity_from", o.CapacityFrom, "zone", zone.String())
@@ -218,6 +224,10 @@ func (e *env) run(c *cli.Context) (err error) {
 	log.Info("smtpguard stops", "blocks_in_the_packet_filter", string(p.Firewall.OnStop))
 	return errors.Join(err, <-served)
 }
+
+// stopFor is how long a stop takes to let go of the packet filter at most:
+// whoever stops us (Docker) may kill us soon after.
+const stopFor = 10 * time.Second
 
 // reload reads the policy again. A policy with faults changes nothing.
 func (e *env) reload(ctx context.Context, c *cli.Context, g *guard.Guard, enforce *atomic.Bool, log *slog.Logger) {
