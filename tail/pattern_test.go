@@ -230,7 +230,7 @@ func TestRotatedFrom(t *testing.T) {
 	for name, want := range map[string]bool{
 		"/l/mainlog": false, "/l/mainlog.1": true, "/l/mainlog-20261121": true, "/l/mainlog-20261121-1795376652": true,
 		"/l/mainlog-20261122.1": true, "/m/mainlog.1": false, "/l/exim.log.2": true, "/l/exim-20261121.log": true,
-		"/l/exim.log": false, "/l/rejectlog.1": false, "/l/1": false, "/l/.1": false, "/l/": false,
+		"/l/exim.log": false, "/l/mainlog-587": false, "/l/mainlog-587.1": false, "/l/rejectlog.1": false, "/l/1": false, "/l/.1": false, "/l/": false,
 	} {
 		if got := rotatedFrom(name, of); got != want {
 			t.Errorf("rotatedFrom(%q) = %v", name, got)
