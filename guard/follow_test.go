@@ -149,3 +149,35 @@ func TestPatternAcrossStarts(t *testing.T) {
 	h.want(t, "a1 a2 b1 c1 c2")
 	stop()
 }
+
+// A line counts once, whether its file is named beside a pattern that matches
+// it too, linked to, matched by two patterns, or rotated.
+func TestOverlappingLogs(t *testing.T) {
+	dir := t.TempDir()
+	in := func(name string) string { return filepath.Join(dir, name) }
+	path := filepath.Join(t.TempDir(), "s.db")
+	var h gathered
+	write(t, in("main"), "old\n")
+	if err := os.Symlink("main", in("main-link")); err != nil {
+		t.Fatal(err)
+	}
+	g, stop := following(t, path, &h, in("*"), in("m*"), in("main"))
+	caughtUpWith(t, g, 3)
+	write(t, in("main"), "m1\n")
+	write(t, in("more"), "x1\n")
+	h.want(t, "m1 x1")
+	if err := os.Rename(in("main"), in("main.1")); err != nil {
+		t.Fatal(err)
+	}
+	write(t, in("main"), "m2\n")
+	h.want(t, "m1 m2 x1")
+	caughtUpWith(t, g, 4)
+	stop()
+	write(t, in("main"), "m3\n")
+	write(t, in("more"), "x2\n")
+	g, stop = following(t, path, &h, in("*"), in("m*"), in("main"))
+	h.want(t, "m1 m2 m3 x1 x2")
+	caughtUpWith(t, g, 4)
+	stop()
+	h.want(t, "m1 m2 m3 x1 x2")
+}
