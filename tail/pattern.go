@@ -403,10 +403,21 @@ func (p *patternFollower) meet(f match) {
 			r.from = Position{ModTime: p.before.UnixNano()}
 		}
 	}
-	if r.at.Inode == f.seen.id.ino && r.at.Offset == f.seen.size {
+	if r.at.Inode == f.seen.id.ino && r.at.Offset == f.seen.size && begins(f.name, r.at) {
 		r.seen, r.hungry = f.seen, 0
 	}
 	p.resting[f.name] = r
+}
+
+// begins reports whether a file is the one that p is a place in; its inode may
+// have been another's.
+func begins(name string, p Position) bool {
+	f, err := openFile(name)
+	if err != nil {
+		return false
+	}
+	defer f.close()
+	return f.is(p)
 }
 
 // since reports whether a file was written to after the look of an earlier
@@ -532,7 +543,9 @@ func (p *patternFollower) makeRoom(n int) {
 		s := sightOf(fi)
 		switch {
 		case at.IsZero(): // it cannot be read
-		case s.size == 0 && s.id == top: // nobody has a place in it; the one before is read
+		case s.id != top: // rotated just now
+			continue
+		case s.size == 0: // nobody has a place in it; the one before is read
 		case s.id.ino == at.Inode && (s.size == at.Offset || time.Since(fi.ModTime()) >= halfAfter):
 		default:
 			continue
@@ -645,6 +658,9 @@ func (p *patternFollower) isKnown(name string) bool {
 	dir := filepath.Dir(name)
 	for _, k := range p.known {
 		same := k.Dev == f.id.dev && k.Inode == f.id.ino
+		if k.HeadLen == 0 && !(same && p.reads(f.id)) {
+			continue // it was empty: another file may have its inode now
+		}
 		if !same && (k.HeadLen < cutMin || k.dir != dir) || k.HeadLen > n {
 			continue
 		}
@@ -652,6 +668,16 @@ func (p *patternFollower) isKnown(name string) bool {
 			sums[k.HeadLen] = checksum(b[:k.HeadLen])
 		}
 		if sums[k.HeadLen] == k.Head {
+			return true
+		}
+	}
+	return false
+}
+
+// reads reports whether a file is being read, under whatever name.
+func (p *patternFollower) reads(i id) bool {
+	for _, m := range p.members {
+		if at, _ := m.place(); at.Dev == i.dev && at.Inode == i.ino {
 			return true
 		}
 	}
