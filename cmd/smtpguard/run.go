@@ -128,7 +128,7 @@ func (e *env) run(c *cli.Context) (err error) {
 			}
 		},
 	}
-	watch, err := newWatch(p, log)
+	watch, err := newWatch(p, st, log)
 	if err != nil {
 		return err
 	}
