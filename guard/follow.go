@@ -3,6 +3,7 @@ package guard
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -17,10 +18,12 @@ import (
 // belong to the deciding goroutine; the parser to the following one.
 type logState struct {
 	Log
-	path string
+	path   string
+	others func() []string // files that other logs have, for a pattern
 
 	next     tail.Position
-	moved    bool // next is not in the store yet
+	saved    tail.Position
+	moved    bool // next is to be put into the store
 	listed   bool // in Guard.logs
 	caughtUp bool
 	behind   int64
@@ -37,7 +40,7 @@ func (g *Guard) newLog(l Log) *logState {
 	if err != nil {
 		g.fault("finding where "+l.Path+" was read to; it is followed from its end", err)
 	} else if ok {
-		st.next = pos
+		st.next, st.saved = pos, pos
 	}
 	return st
 }
@@ -51,12 +54,19 @@ func (g *Guard) listLog(l *logState) {
 	}
 }
 
-// dropLog forgets a file of a pattern that is gone. Should it appear again
-// before the next start, the one who follows the pattern knows it.
-func (g *Guard) dropLog(l *logState) {
+// dropLog takes a file of a pattern off the list: one that is gone, whose
+// place is forgotten, or one that rests. Should a file that is gone appear
+// again before the next start, the one who follows the pattern knows it.
+func (g *Guard) dropLog(l *logState, gone bool) {
 	g.logs = slices.DeleteFunc(g.logs, func(o *logState) bool { return o == l })
-	if err := g.o.Store.SavePositions(map[string]tail.Position{l.path: {}}); err != nil {
-		g.fault("forgetting how far a log was read that is gone", err)
+	l.listed = false
+	if g.unlisted == nil {
+		g.unlisted = make(map[string]tail.Position)
+	}
+	if gone {
+		g.unlisted[l.path] = tail.Position{}
+	} else if l.moved {
+		g.unlisted[l.path] = l.next
 	}
 }
 
@@ -99,6 +109,16 @@ func (l *logState) followPattern(ctx context.Context, out chan<- input, st *stor
 		}
 		return f
 	}
+	drop := func(path string, gone bool) {
+		f := file(path)
+		mu.Lock()
+		delete(files, path)
+		mu.Unlock()
+		select {
+		case out <- input{log: f, gone: gone, rests: !gone}:
+		case <-ctx.Done():
+		}
+	}
 	return tail.FollowPattern(ctx, l.path, o, tail.Each{
 		Since: since(l.next),
 		From: func(path string) tail.Position {
@@ -108,18 +128,24 @@ func (l *logState) followPattern(ctx context.Context, out chan<- input, st *stor
 			}
 			return at
 		},
-		Emit: func(path string, b tail.Batch) error { return file(path).hand(ctx, out, b) },
-		Gone: func(path string) {
-			f := file(path)
-			mu.Lock()
-			delete(files, path)
-			mu.Unlock()
-			select {
-			case out <- input{log: f, gone: true}:
-			case <-ctx.Done():
-			}
-		},
+		Emit:   func(path string, b tail.Batch) error { return file(path).hand(ctx, out, b) },
+		Others: l.others,
+		Rest:   func(path string) { drop(path, false) },
+		Gone:   func(path string) { drop(path, true) },
 	})
+}
+
+// othersThan returns what lists the files that are not for the pattern logs[i]:
+// those that are named one by one, and those of patterns before it.
+func othersThan(logs []Log, i int) func() []string {
+	return func() (names []string) {
+		for k, l := range logs {
+			if k != i && (k < i || tail.KindOf(l.Path) != tail.Pattern) {
+				names = append(names, tail.Find(l.Path)...)
+			}
+		}
+		return names
+	}
 }
 
 // since is when a pattern was last looked at.
@@ -128,13 +154,6 @@ func since(p tail.Position) time.Time {
 		return time.Time{}
 	}
 	return time.Unix(0, p.ModTime)
-}
-
-// looked notes that the files of a pattern are known as of now.
-func (l *logState) looked() {
-	if tail.KindOf(l.path) == tail.Pattern {
-		l.next, l.moved = tail.Position{ModTime: time.Now().UnixNano()}, true
-	}
 }
 
 // hand parses the lines and hands their events over.
@@ -180,19 +199,25 @@ func (l *logState) took(in input) {
 	l.lines += uint64(in.lines)
 	l.events += uint64(len(in.events))
 	l.caughtUp, l.behind = in.caughtUp, in.behind
-	if !in.next.IsZero() && in.next != l.next {
-		l.next, l.moved = in.next, true
+	if in.next.IsZero() || in.next == l.next {
+		return
 	}
-	if l.next.IsZero() {
-		l.looked()
+	// When a pattern was last looked for is saved with what its files gave,
+	// and else now and then.
+	if tail.KindOf(l.path) != tail.Pattern || in.next.ModTime-l.saved.ModTime >= int64(time.Minute) {
+		l.moved = true
 	}
+	l.next = in.next
 }
 
 // savePositions writes how far the logs were read. A crash in between makes
 // the next start read some lines again, which costs nothing: what they led
 // to is in the store already.
 func (g *Guard) savePositions() {
-	m := make(map[string]tail.Position)
+	m := maps.Clone(g.unlisted)
+	if m == nil {
+		m = make(map[string]tail.Position)
+	}
 	for _, l := range g.logs {
 		if l.moved {
 			m[l.path] = l.next
@@ -202,7 +227,7 @@ func (g *Guard) savePositions() {
 		return
 	}
 	for _, l := range g.logs {
-		if l.looked(); l.moved {
+		if tail.KindOf(l.path) == tail.Pattern && l.next != l.saved {
 			m[l.path] = l.next
 		}
 	}
@@ -210,7 +235,10 @@ func (g *Guard) savePositions() {
 		g.fault("saving how far the log was read", err)
 		return
 	}
+	clear(g.unlisted)
 	for _, l := range g.logs {
-		l.moved = false
+		if _, ok := m[l.path]; ok {
+			l.saved, l.moved = l.next, false
+		}
 	}
 }

@@ -122,6 +122,10 @@ type Guard struct {
 	runCtx   context.Context
 	runMu    sync.Mutex
 
+	// unlisted are places in logs that are not listed any more, to be saved;
+	// the zero one forgets a log.
+	unlisted map[string]tail.Position
+
 	logs    []*logState
 	table   table // what the socket table showed lately
 	pending []pending
@@ -163,6 +167,7 @@ type input struct {
 	behind   int64
 	late     bool // the lines may be older than others that came before
 	gone     bool // the log is; there will be no more
+	rests    bool // it is not followed for now; its place is kept
 }
 
 // New makes a Guard and loads what the store has. It changes nothing in the
@@ -356,8 +361,9 @@ func (g *Guard) Run(ctx context.Context) error {
 	if g.o.Sockets != nil {
 		g.sample(ctx, time.Now())
 	}
-	for _, l := range g.o.Logs {
+	for i, l := range g.o.Logs {
 		st := g.newLog(l)
+		st.others = othersThan(g.o.Logs, i)
 		g.logs = append(g.logs, st)
 		wg.Go(func() {
 			if err := st.follow(ctx, g.in, g.o.Store, g.log); err != nil && ctx.Err() == nil {
@@ -487,7 +493,7 @@ func (g *Guard) tidy(wg *sync.WaitGroup, what string, f func() error) {
 func (g *Guard) finish() {
 	g.notify("STOPPING=1")
 	for _, l := range g.logs {
-		l.looked()
+		l.moved = l.moved || l.next != l.saved
 	}
 	g.savePositions()
 	_ = g.saveGood()
@@ -513,8 +519,8 @@ func (g *Guard) passTime(ctx context.Context, now time.Time) {
 // take feeds the events of one read to the detector.
 func (g *Guard) take(ctx context.Context, in input) {
 	l := in.log
-	if in.gone {
-		g.dropLog(l)
+	if in.gone || in.rests {
+		g.dropLog(l, in.gone)
 		return
 	}
 	g.listLog(l)

@@ -6,12 +6,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // command runs a program with the message as JSON on its standard input.
@@ -34,37 +37,65 @@ func (c *command) send(ctx context.Context, m *Message) error {
 
 const (
 	outputMost = 2048            // bytes of a program's output that are kept
-	drainFor   = 2 * time.Second // for output after the program's end: a child may hold the pipe
+	drainFor   = 2 * time.Second // for those a program leaves behind to finish their output
 )
 
 // execute runs a program, without a shell, in a process group of its own,
-// with an environment of its own and input on its standard input. At the end
-// of ctx the whole group is killed. It returns the beginning of the output.
+// with an environment of its own and input on its standard input. It returns
+// the beginning of the output. What the program started ends with it: at the
+// end of ctx the whole group is killed, and what is left of it when the program
+// has ended, too, once it has closed the output or drainFor is over.
 func execute(ctx context.Context, argv []string, input []byte) (said string, err error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return "", fmt.Errorf("starting %s: %w", argv[0], err)
+	}
+	defer r.Close()
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"}
 	cmd.Dir = "/"
 	cmd.Stdin = bytes.NewReader(input)
-	out := &head{}
-	cmd.Stdout, cmd.Stderr = out, out
+	cmd.Stdout, cmd.Stderr = w, w
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error {
+	kill := func() error {
 		if err := syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL); err != nil {
 			return os.ErrProcessDone
 		}
 		return nil
 	}
+	cmd.Cancel = kill
 	cmd.WaitDelay = drainFor
-	if err := cmd.Start(); err != nil {
+	err = cmd.Start()
+	_ = w.Close()
+	if err != nil {
 		return "", fmt.Errorf("starting %s: %w", argv[0], err)
 	}
+	out := &head{}
+	drained := make(chan struct{})
+	go func() { defer close(drained); _, _ = io.Copy(out, r) }()
+	// Until it is waited for, nobody else can get its number: the group that
+	// is killed is certainly its own.
+	for {
+		err := unix.Waitid(unix.P_PID, cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	late := time.NewTimer(drainFor)
+	defer late.Stop()
+	select {
+	case <-drained:
+	case <-late.C:
+	case <-ctx.Done():
+	}
+	_ = kill()
 	err = cmd.Wait()
+	_ = r.Close() // one that left the group may hold the other end
+	<-drained
 	said = printable(strings.TrimSpace(string(out.b)), whyMost)
 	switch {
-	case err == nil:
+	case err == nil || cmd.ProcessState.Success():
 		return said, nil
-	case cmd.ProcessState.Success() && errors.Is(err, exec.ErrWaitDelay):
-		return said, nil // a child of it holds the pipe longer
 	case said != "":
 		err = fmt.Errorf("%w: %s", err, said)
 	}

@@ -81,9 +81,17 @@ func New(configs []Config, o Options) *Hooks {
 		host = "localhost"
 	}
 	h := &Hooks{o: o, host: host}
+	taken := make(map[string]bool)
+	for _, c := range configs {
+		taken[c.Name] = true
+	}
 	for i, c := range configs {
 		if c.Name == "" {
 			c.Name = fmt.Sprintf("hook%d", i+1)
+			for n := 2; taken[c.Name]; n++ { // somebody else's, as he was named
+				c.Name = fmt.Sprintf("hook%d-%d", i+1, n)
+			}
+			taken[c.Name] = true
 		}
 		k := &hook{c: c, wake: make(chan struct{}, 1), status: Status{Name: c.Name}}
 		switch {

@@ -123,6 +123,17 @@ func TestRate(t *testing.T) {
 	})
 }
 
+// No hook without a name gets another's: metrics and status go by names.
+func TestNames(t *testing.T) {
+	var got []string
+	for _, s := range New([]Config{{Mail: "a"}, {Mail: "b"}, {Name: "hook2", Mail: "c"}, {Name: "hook2-2", Mail: "d"}, {Mail: "e"}}, Options{}).Status() {
+		got = append(got, s.Name)
+	}
+	if got := strings.Join(got, " "); got != "hook1 hook2-3 hook2 hook2-2 hook5" {
+		t.Errorf("the names are %s", got)
+	}
+}
+
 // What happens together is told together; the newest word on whether the
 // server is full is never left out.
 func TestSubject(t *testing.T) {

@@ -297,3 +297,12 @@ func checksum(b []byte) uint64 {
 	_, _ = h.Write(b)
 	return h.Sum64()
 }
+
+// changed is when a file's contents or its inode last changed, in ns since
+// 1970; 0 if not known.
+func changed(fi os.FileInfo) int64 {
+	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
+		return time.Unix(st.Ctim.Unix()).UnixNano()
+	}
+	return 0
+}

@@ -43,6 +43,8 @@ type Options struct {
 	// gone: Follow ends with errGone when there has been no file under the
 	// log's name for so long and everything is read; 0: never.
 	gone time.Duration
+	// files is how many files of a pattern are followed at once; 0: maxFiles.
+	files int
 	// Log gets rotations as Info and what hinders reading as Warn, once each
 	// time it begins. nil: nowhere.
 	Log *slog.Logger
@@ -148,6 +150,7 @@ type follower struct {
 
 	told     bool // something has been emitted
 	caughtUp bool // at the last look
+	toldTop  id   // and what was under the log's name
 	absent   bool // there was no log when we first looked
 
 	// moved: a file of a list was not there any more, or another one, when it
@@ -377,7 +380,8 @@ func (t *follower) noteOlder() {
 }
 
 // find returns the file that t.from is a place in, at that place; or else,
-// with a warning, the oldest of which nothing was read; or nil.
+// with a warning, the oldest of which nothing was read; or nil. A place in no
+// file, with a time, is before all that was written since.
 func (t *follower) find(top *file) *file {
 	from := t.from
 	t.moved = false
@@ -410,6 +414,9 @@ func (t *follower) find(top *file) *file {
 		for _, g := range gs {
 			if g.mtime.UnixNano() > from.ModTime {
 				if f, _ := t.open(g); f != nil {
+					if from.Inode == 0 {
+						return f
+					}
 					t.o.Log.Warn("the log file read last is gone; going on with the oldest one written later, lines may be missing",
 						"log", t.path, "file", g.name)
 					return f
@@ -420,7 +427,9 @@ func (t *follower) find(top *file) *file {
 	if t.moved {
 		return nil
 	}
-	if top != nil {
+	if top != nil && from.Inode == 0 {
+		top.restart()
+	} else if top != nil {
 		t.o.Log.Warn("the log file read last is gone; going on at the beginning of the present one, lines may be missing", "log", t.path)
 		top.restart()
 	}
@@ -522,7 +531,7 @@ func (t *follower) add(text []byte, size int64, truncated bool) {
 // tell emits the batch, if there is something to tell. size is cur's; last
 // says that no file is known to come after cur, except an empty one.
 func (t *follower) tell(size int64, last bool) error {
-	b := Batch{Lines: t.lines, Next: t.here(), Behind: max(0, size-t.cur.at)}
+	b := Batch{Lines: t.lines, Next: t.here(), Behind: max(0, size-t.cur.at), top: t.top}
 	t.lines = t.lines[:0]
 	for _, f := range t.queue {
 		if fi, err := f.f.Stat(); err == nil {
@@ -530,8 +539,8 @@ func (t *follower) tell(size int64, last bool) error {
 		}
 	}
 	b.CaughtUp = last && b.Behind == 0
-	was := t.caughtUp
-	t.caughtUp = b.CaughtUp
+	was := t.caughtUp && t.toldTop == t.top
+	t.caughtUp, t.toldTop = b.CaughtUp, t.top
 	if len(b.Lines) == 0 && (was || !b.CaughtUp) {
 		return nil
 	}

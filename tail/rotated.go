@@ -93,6 +93,13 @@ func other(packed, plain string) bool {
 	return (err == nil || err == errShort) && (len(z.head) < mark.HeadLen || checksum(z.head[:mark.HeadLen]) != mark.Head)
 }
 
+// Rotated reports whether name is that of a rotated file, compressed or not,
+// of the log base; both without directories.
+func Rotated(base, name string) bool {
+	_, _, ok := suffix(base, name)
+	return ok
+}
+
 // suffix reads what a rotation adds to the name of a log: .1, .01, .2.gz,
 // -20261122, .2026-11-22, -20261122-1795376652.xz; and the same before the
 // ending of the log's name (logrotate's "extension"); and what logrotate makes
@@ -113,8 +120,12 @@ func suffix(base, name string) (number int, date string, ok bool) {
 			return 0, "", false
 		}
 	}
-	if len(rest) < 2 || !strings.ContainsRune(".-_", rune(rest[0])) {
+	if len(rest) < 2 || len(rest) > 64 || !strings.ContainsRune(".-_", rune(rest[0])) {
 		return 0, "", false
+	}
+	if digits := rest[1:]; rest[0] == '.' && len(digits) <= 5 && strings.Trim(digits, "0123456789") == "" {
+		number, _ = strconv.Atoi(digits)
+		return number, "", true
 	}
 	digits := strings.Map(func(r rune) rune {
 		if strings.ContainsRune(".-_:T", r) {
@@ -122,14 +133,28 @@ func suffix(base, name string) (number int, date string, ok bool) {
 		}
 		return r
 	}, rest)
-	if digits == "" || len(digits) > 32 || strings.Trim(digits, "0123456789") != "" {
+	if len(digits) > 32 || strings.Trim(digits, "0123456789") != "" || !beginsWithDate(digits) {
 		return 0, "", false
 	}
-	if len(digits) <= 5 { // not a date
-		number, _ = strconv.Atoi(digits)
-		return number, "", true
-	}
 	return 0, digits, true
+}
+
+// beginsWithDate reports whether digits begin with a date, YYYYMMDD or YYYYMM
+// alone, or are a time in seconds since 1970 (logrotate's dateformat %s).
+// Other numbers are of a name: exim_mainlog-587 is the log of a port.
+func beginsWithDate(digits string) bool {
+	if len(digits) == 10 && '1' <= digits[0] && digits[0] <= '3' && digits[:2] != "19" && digits[:2] != "20" {
+		return true
+	}
+	layout := "20060102"
+	if len(digits) == 6 {
+		layout = "200601"
+	}
+	if len(digits) < len(layout) {
+		return false
+	}
+	t, err := time.Parse(layout, digits[:len(layout)])
+	return err == nil && 1990 <= t.Year() && t.Year() < 2100
 }
 
 // order sorts oldest first: by name if all names are of one kind, for names

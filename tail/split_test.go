@@ -80,6 +80,18 @@ func TestSuffix(t *testing.T) {
 		{"exim.log", "exim-20261122.log", 0, "20261122", true},
 		{"exim.log", "exim.1.log.gz", 1, "", true},
 		{"mainlog", "mainlog-2026112219.backup", 0, "2026112219", true},
+		{"mainlog", "mainlog-202611", 0, "202611", true},
+		{"mainlog", "mainlog-1795376652.gz", 0, "1795376652", true},
+		{"mainlog", "mainlog-20261122.1", 0, "202611221", true},
+		{"mainlog", "mainlog-587", 0, "", false}, // the log of a port
+		{"mainlog", "mainlog_25", 0, "", false},
+		{"mainlog", "mainlog-587.1", 0, "", false}, // of that one
+		{"mainlog", "mainlog-10025", 0, "", false},
+		{"mainlog", "mainlog-99999999", 0, "", false}, // no date
+		{"mainlog", "mainlog-20261322", 0, "", false},
+		{"mainlog", "mainlog-20261131", 0, "", false},
+		{"mainlog-587", "mainlog-587.1", 1, "", true},
+		{"mainlog-587", "mainlog-587-20261122", 0, "20261122", true},
 		{"mainlog", "mainlog.backup", 0, "", false},
 		{"mainlog", "mainlog", 0, "", false},
 		{"mainlog", "mainlog.gz", 0, "", false},

@@ -97,4 +97,6 @@ type Batch struct {
 	// the rest of this file and what is in the log itself, if this is a
 	// rotated one. Rotated files between the two are not counted.
 	Behind int64
+	// top is the file that stood under the log's name; zero: none.
+	top id
 }

@@ -253,8 +253,7 @@ func generations(path string, from time.Time) []string {
 	ents, _ := os.ReadDir(filepath.Dir(path))
 	base := filepath.Base(path)
 	for _, ent := range ents {
-		rest, ok := strings.CutPrefix(ent.Name(), base)
-		if !ok || rest != "" && (rest[0] != '.' && rest[0] != '-' || len(rest) < 2 || rest[1] < '0' || rest[1] > '9') {
+		if ent.Name() != base && !tail.Rotated(base, ent.Name()) {
 			continue
 		}
 		fi, err := ent.Info()

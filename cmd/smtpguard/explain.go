@@ -132,10 +132,10 @@ func (e *env) explainLog(c *cli.Context, p netip.Prefix) error {
 		}
 	}
 	errEnough := errors.New("the time is reached")
+	var d dates
 	for _, f := range files {
-		parser.SetReference(f.modified)
 		ctx, cancel := context.WithCancelCause(c.Context)
-		err := readBlocks(ctx, f, parser, func(b *block) {
+		err := readLog(ctx, f, parser, &d, func(b *block) {
 			for i := range b.events {
 				if !until.IsZero() && b.events[i].Time.After(until) {
 					cancel(errEnough)

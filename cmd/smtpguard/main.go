@@ -73,15 +73,44 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	if len(args) == 0 {
 		args = []string{"smtpguard"}
 	}
-	if len(args) > 1 && args[1] == "help" { // as people ask
-		args = append(args[:1:1], args[2:]...)
-		if len(args) > 1 && find(app.Commands, args[1]) != nil {
-			args = append(args, "--help")
-		}
+	args, err := askedHelp(app, args)
+	if err != nil {
+		return report(stderr, err)
 	}
-	err := app.RunContext(ctx, append(args[:1:1], flagsFirst(app, args[1:])...))
+	err = app.RunContext(ctx, append(args[:1:1], flagsFirst(app, args[1:])...))
 	status := report(stderr, err)
 	return cmp.Or(status, report(stderr, e.close()))
+}
+
+// askedHelp turns "help blocks list", which people write, into "blocks list
+// --help".
+func askedHelp(app *cli.App, args []string) ([]string, error) {
+	at := 1
+	for at < len(args) && strings.HasPrefix(args[at], "-") { // global flags
+		name := strings.TrimLeft(args[at], "-")
+		at++
+		for _, f := range app.Flags {
+			if _, isBool := f.(*cli.BoolFlag); !isBool && slices.Contains(f.Names(), name) {
+				at++
+			}
+		}
+	}
+	if at >= len(args) || args[at] != "help" {
+		return args, nil
+	}
+	out := args[:1:1]
+	commands := app.Commands
+	for _, word := range args[at+1:] {
+		if strings.HasPrefix(word, "-") {
+			continue
+		}
+		c := find(commands, word)
+		if c == nil {
+			return nil, &usageError{fmt.Sprintf("there is no command %q", strings.Join(append(out[1:len(out):len(out)], word), " "))}
+		}
+		out, commands = append(out, word), c.Subcommands
+	}
+	return append(out, "--help"), nil
 }
 
 func usageErrors(c *cli.Command) {

@@ -81,6 +81,7 @@ type replaySummary struct {
 	Accepted         uint64    `json:"accepted"`
 	Sources          int       `json:"sources"`
 	Unparsed         uint64    `json:"unparsed"`
+	Misdated         uint64    `json:"misdated"` // events with a time that cannot be true; they count at that of their neighbours
 	PeakCount        int       `json:"peak_count"`
 	Capacity         int       `json:"capacity"`
 	CapacityFrom     string    `json:"capacity_from"`
@@ -142,9 +143,9 @@ func (e *env) replay(c *cli.Context) error {
 	sum := replaySummary{Type: "summary"}
 	bar := newProgress(e.stderr, files)
 	defer func() { bar.show(sum.Lines, true) }()
+	var d dates
 	for _, f := range files {
-		parser.SetReference(f.modified)
-		if err := replayLog(c.Context, f, parser, r, &sum, func() { bar.show(sum.Lines, false) }); err != nil {
+		if err := replayLog(c.Context, f, parser, &d, r, &sum, func() { bar.show(sum.Lines, false) }); err != nil {
 			return fmt.Errorf("reading %s: %w", f.name, err)
 		}
 	}
@@ -244,21 +245,35 @@ func (e *env) learn(c *cli.Context, r *guard.Replay) error {
 func round(f float64) float64 { return math.Round(f*1e4) / 1e4 }
 
 // replayLog feeds one log to the replay.
-func replayLog(ctx context.Context, f *logFile, parser *exim.Parser, r *guard.Replay, sum *replaySummary, show func()) error {
-	return readBlocks(ctx, f, parser, func(b *block) {
+func replayLog(ctx context.Context, f *logFile, parser *exim.Parser, d *dates, r *guard.Replay, sum *replaySummary, show func()) error {
+	return readLog(ctx, f, parser, d, func(b *block) {
 		sum.Lines += b.lines
 		sum.Unparsed += b.unparsed
 		sum.Events += b.count
+		sum.Misdated = d.misdated
 		if sum.First.IsZero() && len(b.events) > 0 {
 			sum.First = b.events[0].Time
 		}
-		if b.last.After(sum.Last) {
-			sum.Last = b.last
-		}
 		for i := range b.events {
+			if b.events[i].Time.After(sum.Last) {
+				sum.Last = b.events[i].Time
+			}
 			r.Observe(&b.events[i])
 		}
 		show()
+	})
+}
+
+// readLog hands out a log in blocks, at times that can be true.
+func readLog(ctx context.Context, f *logFile, parser *exim.Parser, d *dates, take func(*block)) error {
+	parser.SetReference(f.modified)
+	written := f.modified
+	return readBlocks(ctx, f, parser, func(b, next *block) {
+		if time.Since(written) < time.Minute { // it is being written to
+			written = time.Now()
+		}
+		d.correct(b, next, written)
+		take(b)
 	})
 }
 
@@ -269,7 +284,7 @@ type logFile struct {
 	size     int64 // bytes on disk, 0 if not known
 	read     atomic.Int64
 	modified time.Time // of standard input: now
-	first    time.Time
+	first    int64     // the time of its first lines, in ns since 1970; 0 if not known
 	close    func()
 }
 
@@ -288,16 +303,19 @@ func (e *env) openLogs(names []string, loc *time.Location) ([]*logFile, error) {
 			f.Reader = br
 			p := exim.New(loc)
 			p.SetReference(f.modified)
+			var times []int64
 			for line := range bytes.SplitSeq(head, []byte("\n")) {
 				var ev detector.Event
-				if p.Parse(line, &ev) {
-					f.first = ev.Time
-					break
+				if p.Parse(line, &ev) && !ev.Time.IsZero() {
+					if times = append(times, ev.Time.UnixNano()); len(times) == nearby {
+						break
+					}
 				}
 			}
+			f.first = typical(times)
 		}
 	}
-	slices.SortStableFunc(files, func(a, b *logFile) int { return cmp.Compare(a.first.UnixNano(), b.first.UnixNano()) })
+	slices.SortStableFunc(files, func(a, b *logFile) int { return cmp.Compare(a.first, b.first) })
 	return files, nil
 }
 
@@ -434,6 +452,9 @@ func showReplay(out io.Writer, said []string, c *incident.Collector, s replaySum
 		row("time", "%s to %s", clock(s.First), clock(s.Last))
 	}
 	row("lines", "%d, %d of them events, %d not Exim's", s.Lines, s.Events, s.Unparsed)
+	if s.Misdated > 0 {
+		row("", "%s with a time that cannot be true (forged, or garbled): taken as of the lines around", count(int(s.Misdated), "event", "events"))
+	}
 	opened, refused, accepted := c.Seen()
 	row("connections", "%d opened, %d refused, of %s; %s accepted", opened, refused,
 		count(s.Sources, "source", "sources"), count(int(accepted), "message", "messages"))

@@ -91,6 +91,9 @@ func pageSettings(p *policy.Policy, sum replaySummary) []incident.Setting {
 		{Name: "capacity", Value: fmt.Sprintf("%d slots (%s)", sum.Capacity, sum.CapacityFrom)},
 		{Name: "full", Value: fmt.Sprintf("from %s of the slots on; pressure counts from %s", percent(p.Saturation.SaturatedAt), percent(p.Saturation.PressureFrom))},
 	}
+	if sum.Misdated > 0 {
+		list = append(list, incident.Setting{Name: "times", Value: count(int(sum.Misdated), "event", "events") + " with a time that cannot be true, taken as of the lines around"})
+	}
 	for _, r := range p.Rules {
 		var lengths []string
 		for _, bits := range append(append([]int(nil), r.Prefixes4...), r.Prefixes6...) {

@@ -8,7 +8,6 @@ import (
 	"runtime"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/smtpguard/smtpguard/detector"
 	"github.com/smtpguard/smtpguard/detector/exim"
@@ -32,14 +31,13 @@ type block struct {
 	events          []detector.Event
 	lines, unparsed uint64
 	count           uint64 // events that are not Tick
-	last            time.Time
 	parsed          chan struct{}
 }
 
-// parse turns the lines into events. Of Ticks one after the other only the
-// last is kept: it says how far time has gone.
+// parse turns the lines into events. Of Ticks one soon after the other only
+// the last is kept: it says how far time has gone.
 func (b *block) parse(p *exim.Parser) {
-	b.events, b.lines, b.unparsed, b.count, b.last = b.events[:0], 0, 0, 0, time.Time{}
+	b.events, b.lines, b.unparsed, b.count = b.events[:0], 0, 0, 0
 	tick := false
 	for rest := b.buf[:b.whole]; len(rest) > 0; {
 		line := rest
@@ -59,13 +57,12 @@ func (b *block) parse(p *exim.Parser) {
 			b.unparsed++
 			continue
 		}
-		if ev.Time.After(b.last) {
-			b.last = ev.Time
-		}
 		if ev.Kind == detector.Tick {
 			if tick {
-				b.events[n-1] = *ev
-				continue
+				if off := ev.Time.Sub(b.events[n-1].Time); -dateSlack <= off && off <= dateSlack {
+					b.events[n-1] = *ev
+					continue
+				}
 			}
 			tick = true
 		} else {
@@ -76,9 +73,10 @@ func (b *block) parse(p *exim.Parser) {
 	}
 }
 
-// readBlocks parses r on all cores and hands the blocks to take in order. take
-// must be done with the block when it returns.
-func readBlocks(ctx context.Context, r io.Reader, parser *exim.Parser, take func(*block)) error {
+// readBlocks parses r on all cores and hands the blocks to take in order, each
+// with the one after it, nil for the last. take must be done with the block
+// when it returns.
+func readBlocks(ctx context.Context, r io.Reader, parser *exim.Parser, take func(b, next *block)) error {
 	workers := runtime.GOMAXPROCS(0)
 	var (
 		free  = make(chan *block, workers+2)
@@ -110,13 +108,20 @@ func readBlocks(ctx context.Context, r io.Reader, parser *exim.Parser, take func
 			work <- b
 		})
 	})
+	var last *block
 	for b := range order {
 		<-b.parsed
 		if !root.Join(b.parser) {
 			b.parse(root) // its times depend on what came before it
 		}
-		take(b)
-		free <- b
+		if last != nil {
+			take(last, b)
+			free <- last
+		}
+		last = b
+	}
+	if last != nil {
+		take(last, nil)
 	}
 	cancel()
 	wg.Wait()

@@ -63,7 +63,7 @@ func TestReadBlocks(t *testing.T) {
 				defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(procs))
 				var got []detector.Event
 				var gotLines, gotUnparsed uint64
-				err := readBlocks(t.Context(), rd(strings.NewReader(text)), exim.New(time.UTC), func(b *block) {
+				err := readBlocks(t.Context(), rd(strings.NewReader(text)), exim.New(time.UTC), func(b, _ *block) {
 					got = append(got, b.events...)
 					gotLines += b.lines
 					gotUnparsed += b.unparsed
@@ -91,7 +91,7 @@ func TestReadBlocksEnds(t *testing.T) {
 	broken := errors.New("broken")
 	line := "2026-01-01 00:00:00 x\n"
 	n := uint64(0)
-	err := readBlocks(t.Context(), io.MultiReader(strings.NewReader(line), iotest.ErrReader(broken)), exim.New(time.UTC), func(b *block) { n += b.lines })
+	err := readBlocks(t.Context(), io.MultiReader(strings.NewReader(line), iotest.ErrReader(broken)), exim.New(time.UTC), func(b, _ *block) { n += b.lines })
 	if !errors.Is(err, broken) || n != 1 {
 		t.Errorf("%d lines, %v", n, err)
 	}
@@ -99,7 +99,7 @@ func TestReadBlocksEnds(t *testing.T) {
 	endless := readerFunc(func(b []byte) (int, error) {
 		return bytes.Count(b[:copy(b, strings.Repeat(line, len(b)/len(line)+1))], nil) - 1, nil
 	})
-	err = readBlocks(ctx, endless, exim.New(time.UTC), func(*block) { cancel() })
+	err = readBlocks(ctx, endless, exim.New(time.UTC), func(_, _ *block) { cancel() })
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("after cancel: %v", err)
 	}

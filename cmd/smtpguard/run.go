@@ -93,6 +93,10 @@ func (e *env) run(c *cli.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	_, twice := onceEach(p.Logs)
+	for l, by := range twice {
+		log.Warn("a log is named twice; it is followed once", "log", l, "as", by, "hint", "take it out of logs: in the policy")
+	}
 	if mtaErr == nil && !slices.ContainsFunc(logs, func(l string) bool { return isLogOf(l, mta) }) {
 		log.Info("this machine's Exim writes another log than the one that is followed; its configuration is left aside", "writes", mta.LogFilePath)
 		mtaErr = errors.New("of another log")
@@ -125,7 +129,7 @@ func (e *env) run(c *cli.Context) (err error) {
 			}
 		},
 	}
-	watch, err := newWatch(p, log)
+	watch, err := newWatch(p, st, log)
 	if err != nil {
 		return err
 	}

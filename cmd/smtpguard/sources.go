@@ -48,8 +48,49 @@ func findLogs(p *policy.Policy, mta exim.Config, mtaErr error) ([]string, error)
 		}
 		logs = append(logs, l)
 	}
+	logs, _ = onceEach(logs)
 	slices.Sort(logs)
-	return slices.Compact(logs), nil
+	return logs, nil
+}
+
+// onceEach leaves out the logs that are another one of the list under a
+// second name (a link, another spelling, the file of today of a log with the
+// date in its name), so that no line counts twice. twice has those, each with
+// the name that stays. Files that a pattern matches beside are the guard's
+// to tell apart.
+func onceEach(logs []string) (once []string, twice map[string]string) {
+	twice = make(map[string]string)
+	first := make(map[string]string) // by cleaned name
+	for _, l := range logs {
+		if k := tail.KindOf(l); k == tail.Dated { // one that lasts goes before the file of a day
+			first[filepath.Clean(l)] = l
+		}
+	}
+	for _, l := range logs {
+		kind, clean := tail.KindOf(l), filepath.Clean(l)
+		by, ok := first[clean]
+		ok = ok && by != l || slices.Contains(once, l)
+		for _, other := range logs {
+			if ok || kind != tail.File || other == l {
+				continue
+			}
+			switch tail.KindOf(other) {
+			case tail.Dated:
+				by, ok = other, slices.ContainsFunc(tail.Find(other), func(f string) bool { return sameFile(f, l) })
+			case tail.File:
+				by, ok = other, slices.Contains(once, other) && sameFile(other, l)
+			}
+		}
+		if ok {
+			twice[l] = cmp.Or(by, l)
+			continue
+		}
+		if _, ok := first[clean]; !ok {
+			first[clean] = l
+		}
+		once = append(once, l)
+	}
+	return once, twice
 }
 
 // findLog is the log that Exim writes, else the first of the usual places that

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"io"
 	"strings"
+
+	"github.com/urfave/cli/v2"
 )
 
 // wrap breaks text between words so that no line is longer than width bytes;
@@ -44,4 +46,11 @@ func clean(s string) string {
 		}
 		return r
 	}, s)
+}
+
+// Help is wrapped: a terminal of a rescue console is 80 wide.
+func init() {
+	cli.HelpPrinter = func(w io.Writer, text string, data any) {
+		cli.HelpPrinterCustom(w, text, data, map[string]any{"wrapAt": func() int { return 80 }})
+	}
 }

@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os/user"
 	"strings"
@@ -16,6 +18,7 @@ import (
 	"github.com/smtpguard/smtpguard/hook"
 	"github.com/smtpguard/smtpguard/metrics"
 	"github.com/smtpguard/smtpguard/policy"
+	"github.com/smtpguard/smtpguard/store"
 )
 
 // watch is who is told by the guard what happens: numbers for Prometheus, and
@@ -25,12 +28,13 @@ type watch struct {
 	log     *slog.Logger
 	metrics *metrics.Metrics // nil: none
 	hooks   *hook.Hooks      // nil: none
+	store   *store.Store
 	guard   *guard.Guard
 	desk    *abuse.Desk // nil: no reports
 }
 
-func newWatch(p *policy.Policy, log *slog.Logger) (*watch, error) {
-	w := &watch{p: p, log: log}
+func newWatch(p *policy.Policy, st *store.Store, log *slog.Logger) (*watch, error) {
+	w := &watch{p: p, store: st, log: log}
 	if p.Metrics.Group != "" {
 		if _, err := user.LookupGroup(p.Metrics.Group); err != nil {
 			return nil, fmt.Errorf("metrics.group: %w", err)
@@ -92,7 +96,7 @@ func (w *watch) start(ctx context.Context, g *guard.Guard, d *abuse.Desk) (stop 
 	if w.hooks != nil {
 		wg.Go(func() { w.hooks.Run(ctx) })
 		if d != nil {
-			wg.Go(func() { followReports(ctx, d.Briefs, w.hooks.Tell) })
+			wg.Go(func() { followReports(ctx, d.Briefs, storedReports{w.store}, w.hooks.Tell, w.log) })
 		}
 	}
 	return wg.Wait
@@ -155,11 +159,52 @@ func (w *watch) lookups() []abuse.LookupCount {
 var toldStates = map[abuse.State]bool{abuse.Held: true, abuse.Drafted: true, abuse.Sent: true, abuse.Doubtful: true, abuse.Bounced: true,
 	abuse.Deferred: true, abuse.Acknowledged: true, abuse.Answered: true}
 
-// followReports tells how reports move on, from when it is called.
-func followReports(ctx context.Context, list func() []abuse.Brief, tell func(hook.Event)) {
+// toldReports are the states of reports that hooks were told of, by ID, over
+// restarts.
+type toldReports interface {
+	load() (map[string]abuse.State, error) // nil: nobody was ever told
+	save(map[string]abuse.State) error
+}
+
+// storedReports keeps them in the store.
+type storedReports struct{ st *store.Store }
+
+const keyToldReports = "reports told to hooks"
+
+func (s storedReports) load() (m map[string]abuse.State, err error) {
+	b, err := s.st.Meta(keyToldReports)
+	if err != nil || b == nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(b, &m); err != nil {
+		return nil, fmt.Errorf("reading which reports were told of: %w", err)
+	}
+	if m == nil {
+		m = map[string]abuse.State{}
+	}
+	return m, nil
+}
+
+func (s storedReports) save(m map[string]abuse.State) error {
+	b, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	return s.st.SetMeta(keyToldReports, b)
+}
+
+// followReports tells how reports move on, also what changed since an earlier
+// run: a draft made in the last seconds before a stop, or a report that was
+// approved or sent while no daemon ran. Where nobody was ever told, it begins
+// with how they stand now.
+func followReports(ctx context.Context, list func() []abuse.Brief, told toldReports, tell func(hook.Event), log *slog.Logger) {
 	t := time.NewTicker(5 * time.Second)
 	defer t.Stop()
-	var before map[string]abuse.State
+	before, err := told.load()
+	if err != nil {
+		log.Error("what changed with reports before this start is not told", "err", err)
+	}
+	unsaved, failed := false, false
 	for {
 		now := make(map[string]abuse.State)
 		for _, b := range list() {
@@ -176,11 +221,21 @@ func followReports(ctx context.Context, list func() []abuse.Brief, tell func(hoo
 				tell(hook.Event{On: hook.Report, Time: time.Now(), Report: b.ID, State: string(b.State), Why: strings.Join(why, ", ")})
 			}
 		}
+		if unsaved = unsaved || before == nil || !maps.Equal(before, now); unsaved {
+			err := told.save(now)
+			if err != nil && !failed {
+				log.Error("which reports were told of cannot be saved; trying again", "err", err)
+			}
+			unsaved, failed = err != nil, err != nil
+		}
 		before = now
 		select {
 		case <-ctx.Done():
 			return
 		case <-t.C:
+		}
+		if ctx.Err() != nil { // nobody would be told any more
+			return
 		}
 	}
 }

@@ -75,15 +75,15 @@ func TestStuckHook(t *testing.T) {
 	p.Mode, p.Confirm = policy.Enforce, policy.ConfirmOff
 	p.Hooks = []policy.EventHook{{Name: "stuck", On: []string{"block"}, Command: []string{script}, Every: time.Second, Timeout: time.Minute}}
 	log := slog.New(slog.DiscardHandler)
-	w, err := newWatch(p, log)
-	if err != nil {
-		t.Fatal(err)
-	}
 	st, err := store.Open(filepath.Join(dir, "s.db"), store.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer st.Close()
+	w, err := newWatch(p, st, log)
+	if err != nil {
+		t.Fatal(err)
+	}
 	o := guard.Options{Policy: p, Store: st, Capacity: 100,
 		OpenFirewall: func(context.Context, []netip.Prefix, int) (firewall.Firewall, error) {
 			return firewall.NewMemory(firewall.Options{}), nil
@@ -164,29 +164,50 @@ func TestStuckHook(t *testing.T) {
 	}
 }
 
-// Reports are told of when they move on, not as they stood at the start.
+// Reports are told of when they move on, once: not as they stood when hooks
+// were first there, but what changed just before a stop, or during it.
 func TestFollowReports(t *testing.T) {
+	st, err := store.Open(filepath.Join(t.TempDir(), "s.db"), store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
 	synctest.Test(t, func(t *testing.T) {
 		network := netip.MustParsePrefix("198.51.100.0/24")
 		list := []abuse.Brief{{ID: "SG-1", State: abuse.Drafted, Network: network}, {ID: "SG-2", State: abuse.Gathering, AS: 64500, Network: network}}
 		var got []string
 		var mu sync.Mutex
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			followReports(ctx, func() []abuse.Brief { mu.Lock(); defer mu.Unlock(); return list }, func(e hook.Event) {
-				got = append(got, e.On+" "+e.Report+" "+e.State+" "+e.Why)
-			})
-		}()
-		step := func(state abuse.State, why string) {
-			time.Sleep(6 * time.Second)
+		start := func() (stop func()) {
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				followReports(ctx, func() []abuse.Brief { mu.Lock(); defer mu.Unlock(); return list }, storedReports{st}, func(e hook.Event) {
+					got = append(got, e.On+" "+e.Report+" "+e.State+" "+e.Why)
+				}, slog.New(slog.DiscardHandler))
+			}()
 			synctest.Wait()
+			return func() { cancel(); <-done }
+		}
+		set := func(state abuse.State, why string) {
 			mu.Lock()
 			defer mu.Unlock()
 			list = slices.Clone(list)
 			list[1].State, list[1].Why = state, why
 		}
+		step := func(state abuse.State, why string) {
+			time.Sleep(6 * time.Second)
+			synctest.Wait()
+			set(state, why)
+		}
+		want := func(want ...string) {
+			t.Helper()
+			if !slices.Equal(got, want) {
+				t.Errorf("got %q, want %q", got, want)
+			}
+			got = nil
+		}
+		stop := start()
 		step(abuse.Held, "a cap")
 		step(abuse.Held, "another cap")
 		step(abuse.Drafted, "")
@@ -195,12 +216,19 @@ func TestFollowReports(t *testing.T) {
 		list = append(list, abuse.Brief{ID: "SG-3", State: abuse.Drafted, Network: network})
 		mu.Unlock()
 		step(abuse.Closed, "")
-		cancel()
-		<-done
-		want := []string{"report SG-2 held AS64500, 198.51.100.0/24, a cap", "report SG-2 draft AS64500, 198.51.100.0/24", "report SG-3 draft 198.51.100.0/24"}
-		if !slices.Equal(got, want) {
-			t.Errorf("got %q, want %q", got, want)
-		}
+		want("report SG-2 held AS64500, 198.51.100.0/24, a cap", "report SG-2 draft AS64500, 198.51.100.0/24", "report SG-3 draft 198.51.100.0/24")
+		set(abuse.Held, "the last second")
+		stop()
+		want()
+
+		start()()
+		want("report SG-2 held AS64500, 198.51.100.0/24, the last second")
+		start()()
+		want()
+		set(abuse.Sent, "")
+		stop = start()
+		want("report SG-2 sent AS64500, 198.51.100.0/24")
+		stop()
 	})
 }
 
