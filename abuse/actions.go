@@ -57,7 +57,7 @@ func (d *Desk) Edit(ctx context.Context, id, by string, e Edit) (Case, error) {
 	// Who has seen the draft sees what is changed of it; who writes the text
 	// has seen that.
 	saw := e.Text != nil || now.mail().Seen[by] != "" && now.mail().Seen[by] == now.mail().Digest
-	m.Approved, m.Seen = "", nil
+	m.Approved, m.Seen, m.Hand = "", nil, by
 	d.complete(c, m)
 	d.warnDesk(c, m)
 	msg, err := d.finishMail(c, m, "", false)
@@ -111,6 +111,7 @@ func (d *Desk) edited(c *Case, by string, e Edit) (changed []string, err error) 
 			continue
 		}
 		changed = append(changed, r.name)
+		m.choose(by)
 		if *r.v == "" {
 			*r.to = Contact{}
 			continue
@@ -176,6 +177,7 @@ func (d *Desk) again(c *Case) Mail {
 	m.MessageID, m.Approved, m.Digest, m.SentAt, m.Attempts, m.Seen = "", "", "", time.Time{}, nil, nil
 	m.Made = d.now()
 	m.To, m.Cc = d.next(c), Contact{} // the copy has arrived, or bounced too
+	m.Chosen, m.Found = "", nil
 	m.Others = slices.DeleteFunc(slices.Clone(m.Others), func(o Contact) bool { return sameAddr(o.Address, m.To.Address) })
 	return m
 }
@@ -184,7 +186,7 @@ func (d *Desk) again(c *Case) Mail {
 // that bounced itself, and none that has the report already.
 func (d *Desk) next(c *Case) Contact {
 	m := c.mail()
-	for _, o := range append([]Contact{m.Cc}, m.Others...) {
+	for _, o := range slices.Concat([]Contact{m.Cc}, m.Found, m.Others) {
 		if bad, _ := d.bad(o.Address); o.Address != "" && !o.Guess && !bad && !c.told(o.Address) {
 			return o
 		}
@@ -281,6 +283,9 @@ func (d *Desk) approve(id, by string, a Approval, auto bool) (Case, error) {
 		return Case{}, err
 	}
 	m.Approved, m.Seen = by, nil
+	if !auto {
+		m.Hand = by
+	}
 	if err := d.put(c, len(c.Mails)-1, *m, msg); err != nil {
 		return Case{}, err
 	}
@@ -322,12 +327,9 @@ func (d *Desk) approveAuto(ctx context.Context) {
 	d.mu.Lock()
 	for _, c := range d.cases {
 		m := c.mail()
-		if c.State != Drafted || m.Edited != "" || m.To.Address == "" || m.To.Guess || m.To.Stale || m.Origin.Disputed || !c.Certain || m.To.Form != "" && m.To.Source != "overrides file" ||
+		if c.State != Drafted || m.Hand != "" || m.Chosen != "" || m.To.Address == "" || m.To.Guess || m.To.Stale || m.Origin.Disputed || !c.Certain || m.To.Form != "" && m.To.Source != overridesSource ||
 			m.Outdated || slices.ContainsFunc(m.Attempts, func(a Attempt) bool { return !a.Trial }) || // refused for good
 			len(m.Desk) > 0 || !strings.Contains(m.To.Role, "abuse") || m.Facts.Connections < d.config.Auto.Connections || c.BlockCount < d.config.Auto.Blocks || observed(c) {
-			continue
-		}
-		if c.lastBy() != Self { // a person had a hand on it
 			continue
 		}
 		ids = append(ids, c.ID)

@@ -560,13 +560,14 @@ func (d *Desk) due() []string {
 		m := c.mail()
 		want := false
 		switch {
+		case (c.State == Gathering || c.State == Held && m == nil) && now.Before(c.Again.Next):
 		case c.State == Gathering || c.State == Held && m == nil:
 			want = (c.Connections >= d.config.Threshold.Connections || c.Held >= d.config.Threshold.Held) &&
 				(settled || now.Sub(c.FirstBlock) >= 4*d.config.Threshold.Settle)
-		case c.State == Drafted && m.Outdated:
+		case c.State == Drafted && (m.Outdated || m.Hand == "" && c.again(now)):
 			want = true
 		case c.State == Drafted: // it grew, and nobody has put a hand on it
-			want = m.Edited == "" && c.lastBy() == Self && c.LastID > m.LastID && settled && now.Sub(c.lastMove()) >= redraftEvery
+			want = m.Hand == "" && c.LastID > m.LastID && settled && now.Sub(c.lastMove()) >= redraftEvery
 		case c.State.out() && c.State != Queued && c.State != Doubtful && c.State != Bounced:
 			want = len(c.Mails) <= d.config.MaxFollowUps && settled && !m.SentAt.IsZero() &&
 				c.LastBlock.Sub(m.SentAt) >= d.config.FollowUp
