@@ -262,8 +262,8 @@ func (d *Desk) approve(id, by string, a Approval, auto bool) (Case, error) {
 		return Case{}, &Refusal{m.To.Address + " is only a guess", "approve with --guess " + m.To.Address + " if you are sure"}
 	}
 	if auto {
-		if bad, until := d.bad(m.To.Address); bad {
-			return Case{}, &Refusal{fmt.Sprintf("%s bounced; it is left alone until %s", m.To.Address, until.UTC().Format("2006-01-02")), ""}
+		if why := d.waits(c); why != "" {
+			return Case{}, &Refusal{why, ""}
 		}
 		if bad, _ := d.bad(m.Cc.Address); bad {
 			m.Cc = Contact{}
@@ -326,10 +326,11 @@ func (d *Desk) approveAuto(ctx context.Context) {
 	var ids []string
 	d.mu.Lock()
 	for _, c := range d.cases {
-		m := c.mail()
-		if c.State != Drafted || m.Hand != "" || m.Chosen != "" || m.To.Address == "" || m.To.Guess || m.To.Stale || m.Origin.Disputed || !c.Certain || m.To.Form != "" && m.To.Source != overridesSource ||
-			m.Outdated || slices.ContainsFunc(m.Attempts, func(a Attempt) bool { return !a.Trial }) || // refused for good
-			len(m.Desk) > 0 || !strings.Contains(m.To.Role, "abuse") || m.Facts.Connections < d.config.Auto.Connections || c.BlockCount < d.config.Auto.Blocks || observed(c) {
+		if c.State != Drafted {
+			continue
+		}
+		if why := d.waits(c); why != "" {
+			d.sayWaits(c, why)
 			continue
 		}
 		ids = append(ids, c.ID)
@@ -490,6 +491,9 @@ func (d *Desk) Send(ctx context.Context, id, by string, o SendOptions) (Case, er
 		c.Why = "it may have been sent or not (" + clean(herr.Error(), 200) + "); look for Message-ID <" + m.MessageID + "> in the mail server's log"
 		c.move(Doubtful, by, c.Why, d.now())
 		result = fmt.Errorf("%w: %s", ErrDoubtful, c.Why)
+	}
+	if c.arrived(d.now()); c.State != Doubtful && errors.Is(result, ErrDoubtful) {
+		result = nil
 	}
 	*now = *c
 	if err := d.save(c); err != nil {
@@ -678,7 +682,8 @@ func (d *Desk) sendApproved(ctx context.Context) {
 // CloseCase ends a case: nothing more is expected of it.
 func (d *Desk) CloseCase(id, by, note string) (Case, error) { return d.end(id, by, note, Closed) }
 
-// Withdraw ends a case that should not be reported.
+// Withdraw ends a case that should not be reported, and keeps its network from
+// being reported by itself for Config.Withdrawn; Reopen takes that back.
 func (d *Desk) Withdraw(id, by, note string) (Case, error) { return d.end(id, by, note, Withdrawn) }
 
 func (d *Desk) end(id, by, note string, to State) (Case, error) {
@@ -693,6 +698,16 @@ func (d *Desk) end(id, by, note string, to State) (Case, error) {
 	}
 	c := now.clone()
 	c.Why = clean(note, 300)
+	if to == Withdrawn && by != Self { // first: it says what must not happen
+		w := Withdrawal{Network: c.Network, Case: c.ID, By: clean(by, 100), Note: clean(note, 200), At: d.now(), Until: d.now().Add(d.config.Withdrawn)}
+		if c.Certain {
+			w.AS = c.AS
+		}
+		if err := d.setWithdrawn(append(slices.Clone(d.withdrawn), w)); err != nil {
+			return Case{}, err
+		}
+		c.Why = w.String() + ", or `smtpguard reports reopen " + c.ID + "`"
+	}
 	c.move(to, by, note, d.now())
 	if err := d.save(c); err != nil {
 		return Case{}, err

@@ -134,6 +134,10 @@ type Case struct {
 	// Heard are hashes of the mails that were read about it, so that a mailbox
 	// may be read again; at most maxHeard.
 	Heard []string `json:"heard,omitempty"`
+	// Early is what a notice said of the newest mail while it was still being
+	// handed over: it had arrived somewhere.
+	Early     State  `json:"early,omitempty"`
+	EarlyNote string `json:"early_note,omitempty"`
 	// Again is a lookup that failed and is repeated.
 	Again Again `json:"lookup_again,omitzero"`
 	// MergedInto is set where a lookup showed that another case has the same

@@ -88,10 +88,11 @@ type Desk struct {
 	taken   uint64
 	unsaved map[string]bool // cases with blocks that could not be written down yet
 	// learned is when the blocks of all cases were last looked at again.
-	learned time.Time
-	ended   map[uint64]bool // blocks that are over and were looked at since
-	asked   []time.Time     // when networks were looked up, within a day
-	lost    int             // blocks that found no room
+	learned   time.Time
+	ended     map[uint64]bool // blocks that are over and were looked at since
+	withdrawn []Withdrawal    // by persons, the oldest first
+	asked     []time.Time     // when networks were looked up, within a day
+	lost      int             // blocks that found no room
 }
 
 // origin is an AS and a prefix of it.
@@ -191,6 +192,9 @@ func newDesk(o Options, now func() time.Time, private bool) (*Desk, error) {
 			return nil, fmt.Errorf("reading which blocks were taken: %w", err)
 		}
 	}
+	if err := d.readWithdrawn(); err != nil {
+		return nil, err
+	}
 	from := ""
 	if a, err := o.Config.sender(); err == nil {
 		from = a.Address
@@ -204,6 +208,7 @@ func newDesk(o Options, now func() time.Time, private bool) (*Desk, error) {
 		}
 		c.Why = "smtpguard was ended while it handed the mail over; look for Message-ID <" + c.mail().MessageID + "> in the mail server's log"
 		c.move(Doubtful, Self, c.Why, now())
+		c.arrived(now())
 		if err := d.save(c); err != nil {
 			return nil, err
 		}

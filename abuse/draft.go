@@ -82,6 +82,10 @@ func (d *Desk) prepare(ctx context.Context, due []string) {
 			ready = append(ready, c)
 			continue
 		}
+		if now.Certain && d.waitsForPerson(now) {
+			d.mu.Unlock()
+			continue
+		}
 		fresh := c.State != Drafted // a new mail, not one made anew
 		why := ""
 		switch {
@@ -115,7 +119,7 @@ func (d *Desk) prepare(ctx context.Context, due []string) {
 		nctx, ncancel := context.WithTimeout(lctx, d.config.Lookup.Total/3) // the contacts need some of the time
 		d.findNeighbours(nctx, c, f.origin)
 		ncancel()
-		if c = d.settle(id, f, overrides); c != nil {
+		if c = d.settle(id, f, overrides); c != nil && !d.heldBack(id) {
 			d.lookups.findContacts(lctx, c.next().prefixes(), overrides, &f)
 			if d.found(id, f) {
 				found[id] = f
@@ -499,7 +503,9 @@ func (d *Desk) draft(ctx context.Context, was *Case, f *finding, facts Facts, ar
 	}
 	m.Facts, m.Archive, m.LastID = facts, archive, c.LastID
 	c.Mails = append(c.Mails, m)
+	d.mu.Lock()
 	d.complete(c, c.mail())
+	d.mu.Unlock()
 	if asked && !touched {
 		servers, faults := d.deskServers(ctx, m.To.Address, m.Cc.Address)
 		c.mail().Servers, c.mail().Warnings = servers, append(c.mail().Warnings, faults...)
@@ -613,6 +619,10 @@ func (d *Desk) complete(c *Case, m *Mail) {
 		}
 	}
 	m.warnChosen()
+	m.Warnings = slices.DeleteFunc(m.Warnings, func(s string) bool { return strings.Contains(s, withdrewWarning) })
+	if w := d.withdrawal(c); w != nil {
+		warn("%s", w)
+	}
 	if m.To.Form != "" {
 		warn("this desk prefers its form: %s", m.To.Form)
 	}
