@@ -48,6 +48,11 @@ func (d *Desk) waits(c *Case) string {
 	if bounced, until := d.bad(to.Address); bounced {
 		return fmt.Sprintf("%s bounced; it is left alone until %s", to.Address, until.UTC().Format("2006-01-02"))
 	}
+	for _, p := range c.of(m).prefixes() {
+		if s := d.spared(p); s.IsValid() {
+			return s.String() + " inside it is allowed"
+		}
+	}
 	if w := d.withdrawal(c); w != nil {
 		return w.String()
 	}

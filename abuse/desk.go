@@ -261,7 +261,7 @@ func (d *Desk) Take(blocks ...Block) error {
 			continue // what was days ago, before a first start, is no news to anybody
 		}
 		o := d.lookups.known(b.Prefix.Addr())
-		if d.unreportable(b.Prefix, append(o.ASes, o.AS), overrides) != "" {
+		if d.unreportable(b.Prefix, append(o.ASes, o.AS), overrides, nil) != "" {
 			continue
 		}
 		c := d.caseFor(b, o)

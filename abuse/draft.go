@@ -261,7 +261,7 @@ func (d *Desk) settle(id string, f finding, overrides []Override) *Case {
 		return nil
 	}
 	for _, p := range c.prefixes() {
-		if why := d.unreportable(p, c.ases(f.origin), overrides); why != "" {
+		if why := d.unreportable(p, c.ases(f.origin), overrides, c.mail()); why != "" {
 			c.Why = why
 			c.move(Withdrawn, Self, why, d.now())
 			if err := d.save(c); err != nil {
@@ -700,6 +700,6 @@ func (d *Desk) warnDesk(c *Case, m *Mail) {
 	d.blockedDesk(c, m)
 	m.Warnings = slices.DeleteFunc(m.Warnings, func(s string) bool { return strings.Contains(s, deskWarning) })
 	for _, a := range m.Desk {
-		m.Warnings = append(m.Warnings, fmt.Sprintf("the desk's own mail server %s%s: its answers cannot reach us; `smtpguard allow add %s` exempts it", a, deskWarning, a))
+		m.Warnings = append(m.Warnings, fmt.Sprintf("the desk's own mail server %s%s: its answers cannot reach us; %s", a, deskWarning, m.letIn(a)))
 	}
 }
