@@ -74,6 +74,31 @@ func TestChosenStays(t *testing.T) {
 	}
 }
 
+// TestApprovedByHand: what a person approved, and what then changed under it,
+// goes back to that person, in every mode, with the recipients that he saw.
+func TestApprovedByHand(t *testing.T) {
+	p := newPardons(blockOf(1, "198.51.100.0/24", testStart.Add(15*time.Second), 200, 12), blockOf(2, "198.51.100.77/32", testStart.Add(16*time.Second), 200, 12))
+	b := flooded(t, func(c *Config, o *Options, _ *floodLog) {
+		c.Mode, c.Auto = Auto, AutoSend{Connections: 1, Blocks: 99}
+		o.Refresh = p.refresh
+	})
+	b.Take(p.blocks[2])
+	d, _ := b.drafted()
+	b.config.Auto.Blocks = 1
+	must(b.Approve(d.ID, "root", Approval{}))
+	p.lifted[2] = true
+	w := worldOf[b.Desk]
+	w.set("/rdap/autnum/64500", string(answerAS(64500, entity(`"abuse"`, `["email",{},"text","abuse@op3.example"]`))))
+	b.lookups.cache = map[string]*remembered{}
+	for range 5 {
+		b.pass(2 * time.Hour)
+		b.Work(t.Context())
+	}
+	if c := b.only(); c.State != Drafted || c.Mails[0].To.Address != "abuse@op2.example" || len(b.sent()) != 0 {
+		t.Errorf("%s (%s), to %s, %d sent", c.State, c.Why, c.Mails[0].To.Address, len(b.sent()))
+	}
+}
+
 // goesOn lets the flood of a sent report go on until it is followed up.
 func (b *bench) goesOn(id uint64) Case {
 	b.t.Helper()

@@ -184,7 +184,7 @@ func TestR24_ContactFails(t *testing.T) {
 				if strings.HasPrefix(p, "/rdap/") {
 					w.unset(p)
 					if c.answer != "" {
-						w.set(p, c.answer)
+						w.set(p, strings.Replace(c.answer, `"startAddress":"198.51.100.0","endAddress":"198.51.100.255"`, `"startAddress":"198.51.100.0","endAddress":"198.51.100.255","startAutnum":64500,"endAutnum":64500`, 1))
 					}
 				}
 			}
