@@ -392,7 +392,11 @@ func (d *Desk) Send(ctx context.Context, id, by string, o SendOptions) (Case, er
 		d.mu.Unlock()
 		return *c, fmt.Errorf("%w: %w", ErrHeld, err)
 	}
-	if r := d.barred(c, m); r != nil {
+	r := d.barred(c, m)
+	if r == nil && m.Approved == Self {
+		r = d.waitsStill(c)
+	}
+	if r != nil {
 		err = r
 		if c.State == Approved {
 			m.Approved, c.Why = "", r.Why

@@ -181,20 +181,37 @@ func TestOneNetworkOneDraft(t *testing.T) {
 // TestOutdatedNeedsNoLookup: a draft that tells what is no longer true is made
 // anew, however many lookups there were that day, and spends none.
 func TestOutdatedNeedsNoLookup(t *testing.T) {
-	p := newPardons(blockOf(1, "198.51.100.0/24", testStart.Add(15*time.Second), 200, 12), blockOf(2, "198.51.100.77/32", testStart.Add(16*time.Second), 200, 12))
-	b := flooded(t, func(_ *Config, o *Options, _ *floodLog) { o.Refresh = p.refresh })
-	b.Take(p.blocks[2])
-	d, _ := b.drafted()
-	before := len(b.asked)
-	b.spend()
-	p.lifted[2] = true
-	b.pass(2 * time.Minute)
-	c, _ := b.drafted()
-	if c.Mails[0].Outdated || c.Mails[0].To.Address != d.Mails[0].To.Address || before != 1 {
-		t.Errorf("outdated %v, to %q, %d lookups", c.Mails[0].Outdated, c.Mails[0].To.Address, before)
+	for _, spent := range []bool{false, true} {
+		p := newPardons(blockOf(1, "198.51.100.0/24", testStart.Add(15*time.Second), 200, 12), blockOf(2, "198.51.100.77/32", testStart.Add(16*time.Second), 200, 12))
+		b := flooded(t, func(_ *Config, o *Options, _ *floodLog) { o.Refresh = p.refresh })
+		b.Take(p.blocks[2])
+		d, _ := b.drafted()
+		if spent {
+			b.spend()
+		}
+		asked := len(b.asked)
+		p.lifted[2] = true
+		b.pass(2 * time.Minute)
+		c, _ := b.drafted()
+		if c.Mails[0].Outdated || c.Mails[0].To.Address != d.Mails[0].To.Address || len(b.asked) != asked {
+			t.Errorf("outdated %v, to %q, %d lookups", c.Mails[0].Outdated, c.Mails[0].To.Address, len(b.asked)-asked)
+		}
+		if _, err := b.Approve(d.ID, "root", Approval{}); err != nil {
+			t.Error(err)
+		}
 	}
-	if _, err := b.Approve(d.ID, "root", Approval{}); err != nil {
-		t.Error(err)
+	// One that has no recipient yet is not made anew for ever while nobody may
+	// be asked.
+	b := flooded(t, nil)
+	w := worldOf[b.Desk]
+	w.set("/rdap/autnum/64500", "!404")
+	w.unset("/rdap/ip/198.51.100.0")
+	d, _ := b.drafted()
+	b.spend()
+	b.cases[d.ID].mail().Outdated = true
+	b.Work(t.Context())
+	if c := b.only(); c.Mails[0].Outdated || c.Why != "contact missing" || strings.Count(strings.Join(c.Mails[0].Warnings, "|"), missing) != 1 {
+		t.Errorf("%s (%s), warnings %q", c.State, c.Why, c.Mails[0].Warnings)
 	}
 }
 

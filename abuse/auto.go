@@ -45,8 +45,28 @@ func (d *Desk) waits(c *Case) string {
 	case observed(c):
 		return "nothing was blocked"
 	}
-	if bounced, until := d.bad(to.Address); bounced {
-		return fmt.Sprintf("%s bounced; it is left alone until %s", to.Address, until.UTC().Format("2006-01-02"))
+	return d.outside(c)
+}
+
+// waitsStill says what has come up since the program approved a mail that a cap
+// has held back, nil: nothing. d.mu is held.
+func (d *Desk) waitsStill(c *Case) *Refusal {
+	m := c.mail()
+	if d.blockedDesk(c, m); len(m.Desk) > 0 {
+		return &Refusal{fmt.Sprintf("the desk's own mail server %s"+deskWarning, m.Desk[0]), m.letIn(m.Desk[0])}
+	}
+	if why := d.outside(c); why != "" {
+		return &Refusal{why, "read it, and approve it yourself if it should go"}
+	}
+	return nil
+}
+
+// outside says what beside the draft itself stands against its being sent
+// unread, "" if nothing does. d.mu is held.
+func (d *Desk) outside(c *Case) string {
+	m := c.mail()
+	if bounced, until := d.bad(m.To.Address); bounced {
+		return fmt.Sprintf("%s bounced; it is left alone until %s", m.To.Address, until.UTC().Format("2006-01-02"))
 	}
 	for _, p := range c.of(m).prefixes() {
 		if s := d.spared(p); s.IsValid() {
@@ -57,7 +77,7 @@ func (d *Desk) waits(c *Case) string {
 		return w.String()
 	}
 	for _, o := range d.cases {
-		if o != c && o.ID != c.ID && o.open(d.now(), d.config.Quiet) && o.mail() != nil && o.mail().Hand != "" && o.Network.Overlaps(c.Network) {
+		if o.ID != c.ID && o.open(d.now(), d.config.Quiet) && o.mail() != nil && o.mail().Hand != "" && o.Network.Overlaps(c.Network) {
 			return o.ID + " is of the same network, and a person has a hand on it"
 		}
 	}

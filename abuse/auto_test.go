@@ -196,6 +196,54 @@ func TestAuto(t *testing.T) {
 	}
 }
 
+// TestAutoApprovedThen: what comes up while a cap holds back what the program
+// has approved stops it.
+func TestAutoApprovedThen(t *testing.T) {
+	for want, change := range map[string]func(*bench, Case){
+		"": func(*bench, Case) {},
+		"abuse@op2.example bounced": func(b *bench, _ Case) {
+			b.store.SetRecord(kindBad, "abuse@op2.example", []byte(b.time().Add(badFor).Format(time.RFC3339)))
+		},
+		"root withdrew the report on 198.51.100.0/25": func(b *bench, c Case) {
+			o := b.cases[c.ID].clone()
+			o.ID, o.State, o.Network = "SG-0", Drafted, pfx("198.51.100.0/25")
+			b.cases[o.ID] = o
+			must(b.Withdraw(o.ID, "root", ""))
+		},
+		"own mail server 192.0.2.26 is inside": func(b *bench, _ Case) {
+			b.o.Blocked = func(a netip.Addr) (netip.Prefix, bool) {
+				return pfx("192.0.2.26/32"), a == netip.MustParseAddr("192.0.2.26")
+			}
+		},
+		"198.51.0.0/16": func(b *bench, _ Case) {
+			b.o.Spare = func() []netip.Prefix { return []netip.Prefix{pfx("198.51.0.0/16")} }
+		},
+	} {
+		b := flooded(t, func(c *Config, _ *Options, _ *floodLog) { c.Mode, c.Auto = Auto, AutoSend{Connections: 1, Blocks: 1} })
+		b.config.Caps.Hour = 0 // as if others had gone
+		b.Work(t.Context())
+		c := b.only()
+		if c.State != Approved || !strings.Contains(c.Why, "caps.hour") {
+			t.Fatalf("%s (%s)", c.State, c.Why)
+		}
+		change(b, c)
+		b.config.Caps.Hour = 5
+		for range 3 {
+			b.Work(t.Context())
+		}
+		c, _, _ = b.Case(c.ID)
+		if want == "" {
+			if c.State != Sent || len(b.sent()) != 1 {
+				t.Errorf("%s (%s)", c.State, c.Why)
+			}
+			continue
+		}
+		if c.State != Drafted || !strings.Contains(c.Why, want) || len(b.sent()) != 0 {
+			t.Errorf("%s (%s), %d sent; want %q", c.State, c.Why, len(b.sent()), want)
+		}
+	}
+}
+
 // TestWithdrawnStays: what a person withdrew comes back neither by the next
 // block nor by a restart, until its time is over or he says so.
 func TestWithdrawnStays(t *testing.T) {
@@ -234,9 +282,16 @@ func TestWithdrawnStays(t *testing.T) {
 		b.lookups.remember(netKey(RIPEstat, pfx("198.51.101.0/24")), &remembered{Claim: &Claim{Origins: []uint32{64500}, Prefix: pfx("198.51.101.0/24"), Source: "RIPEstat", Announced: true}})
 		b.Take(blockOf(3, "198.51.101.7/32", b.time(), 500, 0))
 		b.hours(1)
-		i := slices.IndexFunc(b.Cases(), func(c Case) bool { return c.Network == pfx("198.51.101.0/24") })
-		if i < 0 || b.Cases()[i].State == Held {
-			t.Errorf("the neighbour: %+v", b.Cases())
+		// Nor is a part of it that another AS announces, once that is known.
+		b.lookups.remember(netKey(RIPEstat, pfx("198.51.100.128/25")), &remembered{Claim: &Claim{Origins: []uint32{64511}, Prefix: pfx("198.51.100.128/25"), Source: "RIPEstat", Announced: true}})
+		b.Take(blockOf(4, "198.51.100.200/32", b.time(), 500, 0))
+		b.hours(1)
+		for _, n := range []string{"198.51.101.0/24", "198.51.100.128/25"} {
+			if i := slices.IndexFunc(b.Cases(), func(c Case) bool { return c.Network == pfx(n) }); i < 0 || b.Cases()[i].mail() == nil {
+				for _, c := range b.Cases() {
+					t.Errorf("%s: %s %s AS%d %s (%s)", n, c.ID, c.Network, c.AS, c.State, c.Why)
+				}
+			}
 		}
 	})
 	t.Run("restart", func(t *testing.T) {
@@ -370,8 +425,8 @@ func TestBlockedDeskHint(t *testing.T) {
 	b := flooded(t, nil)
 	d, _ := b.drafted()
 	m := b.cases[d.ID].mail()
-	m.Servers = []netip.Addr{netip.MustParseAddr("198.51.100.25")}
-	for _, s := range []string{"198.51.100.26/32", "198.51.100.24/31", "198.51.100.0/24", "198.51.0.0/16"} {
+	m.Servers = []netip.Addr{netip.MustParseAddr("198.51.100.25"), netip.MustParseAddr("198.51.100.24"), netip.MustParseAddr("198.51.100.23")}
+	for _, s := range []string{"198.51.100.26/32", "198.51.100.23/32", "198.51.100.24/31", "198.51.100.0/24", "198.51.0.0/16"} {
 		b.o.Spare = func() []netip.Prefix { return []netip.Prefix{pfx(s)} }
 		var r *Refusal
 		if _, err := b.Approve(d.ID, "root", Approval{BlockedDesk: true}); !asRefusal(err, &r) || !strings.Contains(r.Why, "our own or allowed") {

@@ -479,11 +479,15 @@ func (l *lookups) contactsNet(ctx context.Context, p netip.Prefix, f *finding) (
 				}
 			}
 			in := scope
-			switch {
-			case ans.First.IsValid() && len(ans.Prefixes) != 1:
-				in = ans.First.String() + "-" + ans.Last.String()
-			case net.IsValid():
+			if net.IsValid() {
 				in = net.String()
+			}
+			if ans.First.IsValid() {
+				if ps := rangePrefixes(ans.First, ans.Last); len(ps) == 1 {
+					in = ps[0].String()
+				} else {
+					in = ans.First.String() + "-" + ans.Last.String()
+				}
 			}
 			for i, c := range ans.Contacts {
 				if ans.First.IsValid() {
@@ -682,7 +686,11 @@ func (f *finding) choose(forAS, forNet []Contact, copyNet bool, reported []netip
 		case f.to.Address == "":
 			f.to = c
 			if f.origin.AS != 0 {
-				f.warnings = append(f.warnings, fmt.Sprintf("AS%d has no usable abuse contact; the report goes to that of the address block", f.origin.AS))
+				why := fmt.Sprintf("AS%d has no usable abuse contact", f.origin.AS)
+				if part != "" {
+					why = part
+				}
+				f.warnings = append(f.warnings, why+"; the report goes to that of the address block")
 			}
 		case copyNet && f.cc.Address == "" && !sameAddr(c.Address, f.to.Address) && f.to.Scope != c.Scope:
 			f.cc = c
