@@ -97,6 +97,17 @@ func TestAuto(t *testing.T) {
 			s := "right@desk.example"
 			must(b.Edit(context.Background(), c.ID, "root", Edit{To: &s}))
 		}, want: "root has changed or approved it", to: "right@desk.example"},
+		{name: "a person chose the recipients of the report that it follows up", drafts: func(b *bench, c Case) { b.cases[c.ID].mail().Chosen = "root" }, want: "root chose whom to write to", to: a2},
+		{name: "the contact could not be confirmed today", drafts: func(b *bench, c Case) { b.cases[c.ID].mail().To.Stale = true }, want: "could not be confirmed", to: a2},
+		{name: "the case has grown beyond the contact", drafts: func(b *bench, c Case) {
+			m := b.cases[c.ID].mail()
+			m.To = m.To.ofNet(pfx("198.51.100.0/25"))
+		}, want: "of a part only", to: a2},
+		{name: "the case has another network than the mail", drafts: func(b *bench, c Case) { b.cases[c.ID].Network = pfx("198.51.0.0/16") }, want: "not certain who announces", to: a2},
+		{name: "it is outdated", drafts: func(b *bench, c Case) {
+			b.cases[c.ID].mail().Outdated = true
+			b.Desk.retry[c.ID] = b.time().Add(time.Hour) // it cannot be made anew now
+		}, want: "has changed since it was drafted", to: a2},
 		{name: "a person withdrew it", drafts: func(b *bench, c Case) { must(b.Withdraw(c.ID, "root", "")) }, want: "root withdrew the report on 198.51.100.0/24", to: a2, state: Withdrawn},
 		{name: "a trial to a person is not it", drafts: func(b *bench, c Case) {
 			must(b.Send(context.Background(), c.ID, "root", SendOptions{To: "me@example.net"}))
