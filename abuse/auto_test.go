@@ -104,6 +104,7 @@ func TestAuto(t *testing.T) {
 			m.To = m.To.ofNet(pfx("198.51.100.0/25"))
 		}, want: "of a part only", to: a2},
 		{name: "the case has another network than the mail", drafts: func(b *bench, c Case) { b.cases[c.ID].Network = pfx("198.51.0.0/16") }, want: "not certain who announces", to: a2},
+		{name: "nothing was blocked", drafts: func(b *bench, c Case) { b.cases[c.ID].Blocks[0].Observed = true }, want: "nothing was blocked", to: a2},
 		{name: "it is outdated", drafts: func(b *bench, c Case) {
 			b.cases[c.ID].mail().Outdated = true
 			b.Desk.retry[c.ID] = b.time().Add(time.Hour) // it cannot be made anew now
