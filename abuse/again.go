@@ -63,7 +63,10 @@ func (c *Case) again(now time.Time) bool {
 // recipients are certain, of late, and still those of all that is reported.
 func (c *Case) asks(now time.Time) bool {
 	m := c.mail()
-	if c.Again.Missing != "" || m.Origin.AS == 0 || m.To.Address == "" || m.To.Stale {
+	switch {
+	case m.Chosen != "": // whom a lookup would name does not matter
+		return false
+	case c.Again.Missing != "", m.Origin.AS == 0, m.To.Address == "", m.To.Stale:
 		return true
 	}
 	return !m.To.covers(c.next().prefixes()) || now.Sub(m.To.At) >= contactFresh

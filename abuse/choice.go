@@ -30,8 +30,9 @@ func found(to, cc Contact) (cs []Contact) {
 	return cs
 }
 
-// keepChoice gives a follow-up the recipients that a person chose for the mail
-// before it. What the lookup found now is kept beside them.
+// keepChoice gives a follow-up, or a draft made anew, the recipients that a
+// person chose for the mail before it. What the lookup found now is kept beside
+// them.
 func (m *Mail) keepChoice(prev *Mail) {
 	if prev.Chosen == "" {
 		return

@@ -131,9 +131,26 @@ func TestFollowUpRecipients(t *testing.T) {
 			must(b.Send(t.Context(), d.ID, "root", SendOptions{}))
 			b.config.Auto.Connections = 1
 			c := b.goesOn(2)
-			if m := c.mail(); m.To.Address != to || m.Cc.Address != "" || m.Chosen != "root" || len(b.sent()) != 1 {
-				t.Errorf("%s: to %s, cc %q, %d sent", mode, m.To.Address, m.Cc.Address, len(b.sent()))
+			check := func() {
+				t.Helper()
+				if m := b.only().Mails[1]; m.To.Address != to || m.Cc.Address != "" || m.Chosen != "root" || len(b.sent()) != 1 {
+					t.Errorf("%s: to %s, cc %q, %d sent", mode, m.To.Address, m.Cc.Address, len(b.sent()))
+				}
 			}
+			check()
+			// It grows, and is made anew.
+			b.Take(blockOf(9, "198.51.100.41/32", b.time(), 500, 0))
+			b.pass(2 * time.Hour)
+			b.Work(t.Context())
+			if m := b.only().Mails[1]; m.LastID != 9 || c.mail().LastID == 9 {
+				t.Errorf("it is not made anew")
+			}
+			check()
+			// Also where a lookup is due.
+			b.cases[d.ID].Again.Missing = "somebody"
+			b.cases[d.ID].mail().Outdated = true
+			b.Work(t.Context())
+			check()
 		}
 	})
 	for _, k := range []struct{ bounced, to, cc string }{

@@ -306,6 +306,9 @@ func (d *Desk) settle(id string, f finding, overrides []Override) *Case {
 		if o.Certain && c.joins() && (!o.joins() || len(o.Mails) > len(c.Mails)) {
 			into, from = o, c
 		}
+		if into.State.out() && len(from.Mails) > 0 { // what has left does not tell of it
+			continue
+		}
 		if !from.joins() {
 			continue
 		}
@@ -492,6 +495,7 @@ func (d *Desk) draft(ctx context.Context, was *Case, f *finding, facts Facts, ar
 			m.narrow(c.next().prefixes())
 		} else {
 			m.ReportID, m.MessageID, m.InReplyTo, m.References, m.Made, m.Replaces = old.ReportID, old.MessageID, old.InReplyTo, old.References, old.Made, old.Replaces
+			m.keepChoice(&old)
 		}
 		m.Outdated = false
 		c.Mails = c.Mails[:i]

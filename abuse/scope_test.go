@@ -32,6 +32,7 @@ func TestContactOfAPart(t *testing.T) {
 		{name: "an override of the part", overrides: "198.51.100.16/28 " + customer, to: "abuse@op2.example", shown: true},
 		{name: "an override of the part, which alone floods", overrides: "198.51.100.16/28 " + customer, blocks: "198.51.100.17/32", to: customer},
 		{name: "an override of all", overrides: "198.51.100.0/24 " + customer, to: customer},
+		{name: "an override of all, of which the AS announces a part", overrides: "198.51.100.0/24 " + customer, answers: map[string]string{"net": "198.51.100.0/25"}, blocks: "198.51.100.0/24", to: customer},
 		{name: "an override of the AS", overrides: "AS64500 " + customer, to: customer},
 		{name: "RDAP on the whole", answers: map[string]string{
 			"/rdap/ip/198.51.100.17":   rdapOf("198.51.100.16", "198.51.100.31", customer),
