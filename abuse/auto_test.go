@@ -76,7 +76,12 @@ func TestAuto(t *testing.T) {
 			b.o.Store.SetRecord(kindBad, a1, []byte(testStart.Add(badFor).Format(time.RFC3339)))
 		}, to: a2},
 		{name: "the desk's mail server is blocked", before: func(_ *Config, o *Options, _ *world) { o.Blocked = inside("192.0.2.0/24") }, want: "own mail server 192.0.2.2", to: a2},
-		{name: "nobody knows the desk's mail servers", before: func(_ *Config, _ *Options, w *world) { clear(w.mx); clear(w.a) }, want: "mail servers of op2.example are not known", to: a2},
+		{name: "nobody knows the desk's mail servers", before: func(_ *Config, _ *Options, w *world) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			clear(w.mx)
+			clear(w.a)
+		}, want: "mail servers of op2.example are not known", to: a2},
 		{name: "it was allowed meanwhile", drafts: func(b *bench, _ Case) {
 			b.o.Spare = func() []netip.Prefix { return []netip.Prefix{pfx("198.51.0.0/16")} }
 		}, want: "our own or allowed", to: a2},
@@ -137,7 +142,7 @@ func TestAuto(t *testing.T) {
 				w.plain()
 				w.set("/stat/network-info/data.json?198.51.100.0", `{"data":{"asns":["64500"],"prefix":"198.51.100.0/24"}}`)
 				w.set("/rdap/ip/198.51.100.0", rdapOf("198.51.100.0", "198.51.100.255", a1))
-				w.mx["desk.example"], w.a["mx.desk.example"] = []string{"mx.desk.example"}, []string{"192.0.2.99"}
+				w.setMX("desk.example", "192.0.2.99")
 				w.online(c)
 				c.Mode, c.Auto = Auto, want
 				if k.before != nil {
@@ -407,7 +412,8 @@ func TestBlockedDeskHint(t *testing.T) {
 				o.Refresh = func(uint64) (Block, bool) { return lifted, true }
 			})
 			w := worldOf[b.Desk]
-			w.a["mx.op1.example"], w.a["mx.op2.example"] = []string{k.mx}, []string{k.mx}
+			w.setMX("op1.example", k.mx)
+			w.setMX("op2.example", k.mx)
 			d, _ := b.drafted()
 			if !strings.Contains(strings.Join(d.Mails[0].Warnings, "\n"), k.hint) {
 				t.Errorf("warnings %q", d.Mails[0].Warnings)

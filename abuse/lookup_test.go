@@ -173,6 +173,13 @@ func (w *world) setTXT(name string, txt ...string) {
 	w.mu.Unlock()
 }
 
+// setMX gives a domain its one mail server.
+func (w *world) setMX(domain, addr string) {
+	w.mu.Lock()
+	w.mx[domain], w.a["mx."+domain] = []string{"mx." + domain}, []string{addr}
+	w.mu.Unlock()
+}
+
 func (w *world) count(prefix string) (n int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
