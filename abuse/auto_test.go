@@ -477,7 +477,7 @@ func TestNoticeWhileQueued(t *testing.T) {
 		for _, crash := range []bool{false, true} {
 			b, id := ready(t, nil)
 			c, _, _ := b.Case(id)
-			box := k.mail(c)
+			c0, box := c, k.mail(c)
 			b.step = func(s string) {
 				if s != "handed" {
 					return
@@ -486,6 +486,9 @@ func TestNoticeWhileQueued(t *testing.T) {
 					if got, err := b.Receive(strings.NewReader(box), "root"); err != nil || got[0].Report != id {
 						t.Errorf("%s: %+v, %v", k.name, got, err)
 					}
+				}
+				if k.state == Bounced { // a late notice of delay takes nothing back
+					b.Receive(strings.NewReader(dsn("abuse@example.net", "delayed", "4.4.1", "abuse@op.example", c0.Mails[0].MessageID)), "root")
 				}
 				if crash {
 					b.store.fail = func(string, string) error { return errors.New("dead") }

@@ -204,6 +204,11 @@ func FuzzRDAP(f *testing.F) {
 		if len(body) > maxBody {
 			return
 		}
+		net := pfx("198.51.100.0/24")
+		if got, err := ParseRDAP(body, net); err == nil && !(Contact{}).of(got.First, got.Last).covers([]netip.Prefix{net}) &&
+			!slices.ContainsFunc(got.Prefixes, func(p netip.Prefix) bool { return p.Contains(net.Addr()) && p.Bits() <= net.Bits() }) {
+			t.Errorf("%s to %s, %s is an answer on %s", got.First, got.Last, got.Prefixes, net)
+		}
 		for _, ans := range []func() (RDAPAnswer, error){
 			func() (RDAPAnswer, error) { return ParseRDAP(body, single(asked)) },
 			func() (RDAPAnswer, error) { return ParseRDAPAS(body, 64500) },

@@ -99,6 +99,29 @@ func TestContactOfAPart(t *testing.T) {
 	}
 }
 
+// TestPartIsRememberedApart: what is remembered of a part is no answer on the
+// whole, nor the other way round; each is asked for once.
+func TestPartIsRememberedApart(t *testing.T) {
+	w := newWorld(t)
+	w.plain()
+	w.set("/rdap/ip/198.51.100.7", rdapOf("198.51.100.0", "198.51.100.15", "abuse@small-customer.example"))
+	w.set("/rdap/ip/198.51.100.0/24", rdapOf("198.51.100.0", "198.51.100.255", "abuse@holder.example"))
+	l, _ := newLookupsIn(t, w, nil)
+	for range 3 {
+		for _, k := range []struct{ net, cc string }{{"198.51.100.7/32", "abuse@small-customer.example"}, {"198.51.100.0/24", "abuse@holder.example"}} {
+			var f finding
+			l.findOrigin(t.Context(), asked7, &f)
+			l.findContacts(t.Context(), []netip.Prefix{pfx(k.net)}, nil, &f)
+			if f.cc.Address != k.cc {
+				t.Errorf("%s: cc %+v, want %s", k.net, f.cc, k.cc)
+			}
+		}
+	}
+	if n := w.count("/rdap/ip/"); n != 2 {
+		t.Errorf("asked %d times", n)
+	}
+}
+
 // TestGrownBeyondContact: a draft whose case grows has recipients of what it
 // tells then, not of what it told first.
 func TestGrownBeyondContact(t *testing.T) {
