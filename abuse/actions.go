@@ -57,7 +57,7 @@ func (d *Desk) Edit(ctx context.Context, id, by string, e Edit) (Case, error) {
 	// Who has seen the draft sees what is changed of it; who writes the text
 	// has seen that.
 	saw := e.Text != nil || now.mail().Seen[by] != "" && now.mail().Seen[by] == now.mail().Digest
-	m.Approved, m.Seen = "", nil
+	m.Approved, m.Seen, m.Hand = "", nil, by
 	d.complete(c, m)
 	d.warnDesk(c, m)
 	msg, err := d.finishMail(c, m, "", false)
@@ -111,6 +111,7 @@ func (d *Desk) edited(c *Case, by string, e Edit) (changed []string, err error) 
 			continue
 		}
 		changed = append(changed, r.name)
+		m.choose(by)
 		if *r.v == "" {
 			*r.to = Contact{}
 			continue
@@ -176,6 +177,7 @@ func (d *Desk) again(c *Case) Mail {
 	m.MessageID, m.Approved, m.Digest, m.SentAt, m.Attempts, m.Seen = "", "", "", time.Time{}, nil, nil
 	m.Made = d.now()
 	m.To, m.Cc = d.next(c), Contact{} // the copy has arrived, or bounced too
+	m.Chosen, m.Found = "", nil
 	m.Others = slices.DeleteFunc(slices.Clone(m.Others), func(o Contact) bool { return sameAddr(o.Address, m.To.Address) })
 	return m
 }
@@ -184,7 +186,7 @@ func (d *Desk) again(c *Case) Mail {
 // that bounced itself, and none that has the report already.
 func (d *Desk) next(c *Case) Contact {
 	m := c.mail()
-	for _, o := range append([]Contact{m.Cc}, m.Others...) {
+	for _, o := range slices.Concat([]Contact{m.Cc}, m.Found, m.Others) {
 		if bad, _ := d.bad(o.Address); o.Address != "" && !o.Guess && !bad && !c.told(o.Address) {
 			return o
 		}
@@ -260,8 +262,8 @@ func (d *Desk) approve(id, by string, a Approval, auto bool) (Case, error) {
 		return Case{}, &Refusal{m.To.Address + " is only a guess", "approve with --guess " + m.To.Address + " if you are sure"}
 	}
 	if auto {
-		if bad, until := d.bad(m.To.Address); bad {
-			return Case{}, &Refusal{fmt.Sprintf("%s bounced; it is left alone until %s", m.To.Address, until.UTC().Format("2006-01-02")), ""}
+		if why := d.waits(c); why != "" {
+			return Case{}, &Refusal{why, ""}
 		}
 		if bad, _ := d.bad(m.Cc.Address); bad {
 			m.Cc = Contact{}
@@ -273,7 +275,7 @@ func (d *Desk) approve(id, by string, a Approval, auto bool) (Case, error) {
 	d.blockedDesk(c, m) // the blocks of now, not of when it was drafted
 	if len(m.Desk) > 0 && !a.BlockedDesk {
 		return Case{}, &Refusal{fmt.Sprintf("the desk's own mail server %s is inside what we block, so its answers cannot reach us", m.Desk[0]),
-			fmt.Sprintf("`smtpguard allow add %s` exempts it; or approve with --blocked-desk", m.Desk[0])}
+			m.letIn(m.Desk[0])}
 	}
 	d.complete(c, m)
 	msg, err := d.finishMail(c, m, by, auto)
@@ -281,6 +283,9 @@ func (d *Desk) approve(id, by string, a Approval, auto bool) (Case, error) {
 		return Case{}, err
 	}
 	m.Approved, m.Seen = by, nil
+	if !auto {
+		m.Hand = by
+	}
 	if err := d.put(c, len(c.Mails)-1, *m, msg); err != nil {
 		return Case{}, err
 	}
@@ -321,13 +326,11 @@ func (d *Desk) approveAuto(ctx context.Context) {
 	var ids []string
 	d.mu.Lock()
 	for _, c := range d.cases {
-		m := c.mail()
-		if c.State != Drafted || m.Edited != "" || m.To.Address == "" || m.To.Guess || m.To.Stale || m.Origin.Disputed || !c.Certain || m.To.Form != "" && m.To.Source != "overrides file" ||
-			m.Outdated || slices.ContainsFunc(m.Attempts, func(a Attempt) bool { return !a.Trial }) || // refused for good
-			len(m.Desk) > 0 || !strings.Contains(m.To.Role, "abuse") || m.Facts.Connections < d.config.Auto.Connections || c.BlockCount < d.config.Auto.Blocks || observed(c) {
+		if c.State != Drafted {
 			continue
 		}
-		if c.lastBy() != Self { // a person had a hand on it
+		if why := d.waits(c); why != "" {
+			d.sayWaits(c, why)
 			continue
 		}
 		ids = append(ids, c.ID)
@@ -389,7 +392,11 @@ func (d *Desk) Send(ctx context.Context, id, by string, o SendOptions) (Case, er
 		d.mu.Unlock()
 		return *c, fmt.Errorf("%w: %w", ErrHeld, err)
 	}
-	if r := d.barred(c, m); r != nil {
+	r := d.barred(c, m)
+	if r == nil && m.Approved == Self {
+		r = d.waitsStill(c)
+	}
+	if r != nil {
 		err = r
 		if c.State == Approved {
 			m.Approved, c.Why = "", r.Why
@@ -488,6 +495,9 @@ func (d *Desk) Send(ctx context.Context, id, by string, o SendOptions) (Case, er
 		c.Why = "it may have been sent or not (" + clean(herr.Error(), 200) + "); look for Message-ID <" + m.MessageID + "> in the mail server's log"
 		c.move(Doubtful, by, c.Why, d.now())
 		result = fmt.Errorf("%w: %s", ErrDoubtful, c.Why)
+	}
+	if c.arrived(d.now()); c.State != Doubtful && errors.Is(result, ErrDoubtful) {
+		result = nil
 	}
 	*now = *c
 	if err := d.save(c); err != nil {
@@ -676,7 +686,8 @@ func (d *Desk) sendApproved(ctx context.Context) {
 // CloseCase ends a case: nothing more is expected of it.
 func (d *Desk) CloseCase(id, by, note string) (Case, error) { return d.end(id, by, note, Closed) }
 
-// Withdraw ends a case that should not be reported.
+// Withdraw ends a case that should not be reported, and keeps its network from
+// being reported by itself for Config.Withdrawn; Reopen takes that back.
 func (d *Desk) Withdraw(id, by, note string) (Case, error) { return d.end(id, by, note, Withdrawn) }
 
 func (d *Desk) end(id, by, note string, to State) (Case, error) {
@@ -691,6 +702,16 @@ func (d *Desk) end(id, by, note string, to State) (Case, error) {
 	}
 	c := now.clone()
 	c.Why = clean(note, 300)
+	if to == Withdrawn && by != Self { // first: it says what must not happen
+		w := Withdrawal{Network: c.Network, Case: c.ID, By: clean(by, 100), Note: clean(note, 200), At: d.now(), Until: d.now().Add(d.config.Withdrawn)}
+		if c.Certain {
+			w.AS = c.AS
+		}
+		if err := d.setWithdrawn(append(slices.Clone(d.withdrawn), w)); err != nil {
+			return Case{}, err
+		}
+		c.Why = w.String() + ", or `smtpguard reports reopen " + c.ID + "`"
+	}
 	c.move(to, by, note, d.now())
 	if err := d.save(c); err != nil {
 		return Case{}, err

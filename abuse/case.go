@@ -134,6 +134,12 @@ type Case struct {
 	// Heard are hashes of the mails that were read about it, so that a mailbox
 	// may be read again; at most maxHeard.
 	Heard []string `json:"heard,omitempty"`
+	// Early is what a notice said of the newest mail while it was still being
+	// handed over: it had arrived somewhere.
+	Early     State  `json:"early,omitempty"`
+	EarlyNote string `json:"early_note,omitempty"`
+	// Again is a lookup that failed and is repeated.
+	Again Again `json:"lookup_again,omitzero"`
 	// MergedInto is set where a lookup showed that another case has the same
 	// network.
 	MergedInto string `json:"merged_into,omitempty"`
@@ -148,13 +154,20 @@ type Mail struct {
 	InReplyTo  string   `json:"in_reply_to,omitempty"`
 	References []string `json:"references,omitempty"`
 
-	From    string    `json:"from"`
-	To      Contact   `json:"to,omitzero"`
-	Cc      Contact   `json:"cc,omitzero"`
-	Others  []Contact `json:"others,omitempty"` // further contacts, best first
-	Subject string    `json:"subject"`
-	Format  Format    `json:"format"`
-	Return  string    `json:"return_path"`
+	From   string    `json:"from"`
+	To     Contact   `json:"to,omitzero"`
+	Cc     Contact   `json:"cc,omitzero"`
+	Others []Contact `json:"others,omitempty"` // further contacts, best first
+	// Chosen is the person who chose To and Cc, empty: a lookup did. Found are
+	// the recipients that a lookup names beside that person's.
+	Chosen string    `json:"chosen_by,omitempty"`
+	Found  []Contact `json:"found,omitempty"`
+	// Hand is the person who last changed or approved it: from then on nobody
+	// but a person approves it.
+	Hand    string `json:"hand,omitempty"`
+	Subject string `json:"subject"`
+	Format  Format `json:"format"`
+	Return  string `json:"return_path"`
 	// Origin says who announces the network, and from where we know.
 	Origin Origin `json:"origin"`
 	// Facts are the numbers that the text, the CSV and the XARF share.

@@ -95,6 +95,9 @@ type Config struct {
 	MaxFollowUps int
 	// Baseline is how far back the log is read for the normal level; 0: not.
 	Baseline time.Duration
+	// Withdrawn is how long a person's withdrawal keeps the network of a report
+	// from being reported by itself.
+	Withdrawn time.Duration
 	// Keep is how long closed cases and their evidence are kept.
 	Keep time.Duration
 	// Redirect sends every mail to this address instead, for a trial. Only
@@ -187,6 +190,7 @@ func DefaultConfig() Config {
 		FollowUp:     24 * time.Hour,
 		MaxFollowUps: 2,
 		Baseline:     7 * 24 * time.Hour,
+		Withdrawn:    30 * 24 * time.Hour,
 		Keep:         90 * 24 * time.Hour,
 	}
 }
@@ -235,7 +239,7 @@ func (c Config) Check() error {
 	}
 	for name, d := range map[string]time.Duration{"lookup.each": c.Lookup.Each, "lookup.total": c.Lookup.Total,
 		"threshold.settle": c.Threshold.Settle, "caps.recipient": c.Caps.Recipient, "delivery.timeout": c.Delivery.Timeout,
-		"quiet": c.Quiet, "follow_up": c.FollowUp, "keep": c.Keep} {
+		"quiet": c.Quiet, "follow_up": c.FollowUp, "withdrawn": c.Withdrawn, "keep": c.Keep} {
 		if d <= 0 {
 			bad("reports.%s: must be more than 0", name)
 		}

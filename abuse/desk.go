@@ -88,10 +88,11 @@ type Desk struct {
 	taken   uint64
 	unsaved map[string]bool // cases with blocks that could not be written down yet
 	// learned is when the blocks of all cases were last looked at again.
-	learned time.Time
-	ended   map[uint64]bool // blocks that are over and were looked at since
-	asked   []time.Time     // when networks were looked up, within a day
-	lost    int             // blocks that found no room
+	learned   time.Time
+	ended     map[uint64]bool // blocks that are over and were looked at since
+	withdrawn []Withdrawal    // by persons, the oldest first
+	asked     []time.Time     // when networks were looked up, within a day
+	lost      int             // blocks that found no room
 }
 
 // origin is an AS and a prefix of it.
@@ -191,6 +192,9 @@ func newDesk(o Options, now func() time.Time, private bool) (*Desk, error) {
 			return nil, fmt.Errorf("reading which blocks were taken: %w", err)
 		}
 	}
+	if err := d.readWithdrawn(); err != nil {
+		return nil, err
+	}
 	from := ""
 	if a, err := o.Config.sender(); err == nil {
 		from = a.Address
@@ -204,6 +208,7 @@ func newDesk(o Options, now func() time.Time, private bool) (*Desk, error) {
 		}
 		c.Why = "smtpguard was ended while it handed the mail over; look for Message-ID <" + c.mail().MessageID + "> in the mail server's log"
 		c.move(Doubtful, Self, c.Why, now())
+		c.arrived(now())
 		if err := d.save(c); err != nil {
 			return nil, err
 		}
@@ -256,7 +261,7 @@ func (d *Desk) Take(blocks ...Block) error {
 			continue // what was days ago, before a first start, is no news to anybody
 		}
 		o := d.lookups.known(b.Prefix.Addr())
-		if d.unreportable(b.Prefix, append(o.ASes, o.AS), overrides) != "" {
+		if d.unreportable(b.Prefix, append(o.ASes, o.AS), overrides, nil) != "" {
 			continue
 		}
 		c := d.caseFor(b, o)
@@ -560,13 +565,14 @@ func (d *Desk) due() []string {
 		m := c.mail()
 		want := false
 		switch {
+		case (c.State == Gathering || c.State == Held && m == nil) && now.Before(c.Again.Next):
 		case c.State == Gathering || c.State == Held && m == nil:
 			want = (c.Connections >= d.config.Threshold.Connections || c.Held >= d.config.Threshold.Held) &&
 				(settled || now.Sub(c.FirstBlock) >= 4*d.config.Threshold.Settle)
-		case c.State == Drafted && m.Outdated:
+		case c.State == Drafted && (m.Outdated || m.Hand == "" && c.again(now)):
 			want = true
 		case c.State == Drafted: // it grew, and nobody has put a hand on it
-			want = m.Edited == "" && c.lastBy() == Self && c.LastID > m.LastID && settled && now.Sub(c.lastMove()) >= redraftEvery
+			want = m.Hand == "" && c.LastID > m.LastID && settled && now.Sub(c.lastMove()) >= redraftEvery
 		case c.State.out() && c.State != Queued && c.State != Doubtful && c.State != Bounced:
 			want = len(c.Mails) <= d.config.MaxFollowUps && settled && !m.SentAt.IsZero() &&
 				c.LastBlock.Sub(m.SentAt) >= d.config.FollowUp

@@ -184,7 +184,7 @@ func TestR24_ContactFails(t *testing.T) {
 				if strings.HasPrefix(p, "/rdap/") {
 					w.unset(p)
 					if c.answer != "" {
-						w.set(p, c.answer)
+						w.set(p, strings.Replace(c.answer, `"startAddress":"198.51.100.0","endAddress":"198.51.100.255"`, `"startAddress":"198.51.100.0","endAddress":"198.51.100.255","startAutnum":64500,"endAutnum":64500`, 1))
 					}
 				}
 			}
@@ -467,7 +467,7 @@ func TestJoin(t *testing.T) {
 		blocks = append(blocks, blockOf(uint64(i+1), fmt.Sprintf("198.51.%d.7/32", 100+i), testStart, 200+i, 0))
 	}
 	announce(102, "64511", "198.51.102.0/24") // the more specific one
-	w.set("/rdap/autnum/64511", string(answer(entity(`"abuse"`, `["email",{},"text","abuse@other.example"]`))))
+	w.set("/rdap/autnum/64511", string(answerAS(64511, entity(`"abuse"`, `["email",{},"text","abuse@other.example"]`))))
 	blocks[3].Verdict.Opens = 3 // too small by itself, but of the same network
 	blocks[3].Verdict.Held = 0
 	w.setTXT("7.100.51.198.origin.test")

@@ -77,9 +77,13 @@ func (d *Desk) prepare(ctx context.Context, due []string) {
 		}
 		c := now.clone()
 		m := c.mail()
-		if c.State == Drafted && (m.Edited != "" || c.lastBy() != Self) { // a person has chosen whom to write to
+		if c.State == Drafted && (m.Hand != "" || !c.asks(d.now())) { // a person has put a hand on it, or nothing is missing
 			d.mu.Unlock()
 			ready = append(ready, c)
+			continue
+		}
+		if now.Certain && d.waitsForPerson(now) {
+			d.mu.Unlock()
 			continue
 		}
 		fresh := c.State != Drafted // a new mail, not one made anew
@@ -91,7 +95,11 @@ func (d *Desk) prepare(ctx context.Context, due []string) {
 			why = fmt.Sprintf("%d networks were looked up within a day, %d for each of reports.caps.drafts", d.config.Caps.Drafts*perDraft, perDraft)
 		}
 		if why != "" {
-			d.hold(id, why)
+			if fresh {
+				d.hold(id, why)
+			} else { // with the recipients that it has
+				ready = append(ready, c)
+			}
 			d.mu.Unlock()
 			continue
 		}
@@ -104,13 +112,21 @@ func (d *Desk) prepare(ctx context.Context, due []string) {
 		a := busiest(c)
 		var f finding
 		d.lookups.findOrigin(lctx, a, &f)
-		d.findNeighbours(ctx, c, f.origin)
-		if c = d.settle(id, f, overrides); c != nil {
-			d.lookups.findContacts(lctx, a, c.Network, overrides, &f)
-			found[id] = f
-			ready = append(ready, c)
-			if fresh {
-				made++
+		if d.waitsForOrigin(id, f) {
+			cancel()
+			continue
+		}
+		nctx, ncancel := context.WithTimeout(lctx, d.config.Lookup.Total/3) // the contacts need some of the time
+		d.findNeighbours(nctx, c, f.origin)
+		ncancel()
+		if c = d.settle(id, f, overrides); c != nil && !d.heldBack(id) {
+			d.lookups.findContacts(lctx, c.next().prefixes(), overrides, &f)
+			if d.found(id, f) {
+				found[id] = f
+				ready = append(ready, c)
+				if fresh {
+					made++
+				}
 			}
 		}
 		cancel()
@@ -131,7 +147,11 @@ func (d *Desk) prepare(ctx context.Context, due []string) {
 		return
 	}
 	for i, c := range ready {
-		if err := d.draft(ctx, c, found[c.ID], facts[i], archives[i]); err != nil {
+		var f *finding
+		if got, ok := found[c.ID]; ok {
+			f = &got
+		}
+		if err := d.draft(ctx, c, f, facts[i], archives[i]); err != nil {
 			d.log.Error("a report could not be drafted", "report", c.ID, "err", err)
 			d.mu.Lock()
 			d.retry[c.ID] = d.now().Add(retryAfter)
@@ -139,6 +159,23 @@ func (d *Desk) prepare(ctx context.Context, due []string) {
 			d.mu.Unlock()
 		}
 	}
+}
+
+// found notes what a lookup gave. It reports whether there is a draft to make
+// of it: not where one is there already and the answer is still missing.
+func (d *Desk) found(id string, f finding) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	c := d.cases[id]
+	if c == nil {
+		return false
+	}
+	d.askAgain(c, f)
+	if err := d.save(c); err != nil {
+		d.log.Error("a report is not written down", "err", err)
+	}
+	m := c.mail()
+	return c.State != Drafted || m.Outdated || c.LastID > m.LastID || f.unanswered == ""
 }
 
 // mayAsk counts one more network that is looked up; d.mu is held.
@@ -224,7 +261,7 @@ func (d *Desk) settle(id string, f finding, overrides []Override) *Case {
 		return nil
 	}
 	for _, p := range c.prefixes() {
-		if why := d.unreportable(p, c.ases(f.origin), overrides); why != "" {
+		if why := d.unreportable(p, c.ases(f.origin), overrides, c.mail()); why != "" {
 			c.Why = why
 			c.move(Withdrawn, Self, why, d.now())
 			if err := d.save(c); err != nil {
@@ -258,16 +295,21 @@ func (d *Desk) settle(id string, f finding, overrides []Override) *Case {
 		if o == c || o.Kind != c.Kind || !o.open(d.now(), d.config.Quiet) || o.Certain && (o.AS != c.AS || o.Network != c.Network) {
 			continue
 		}
-		if !o.Certain && (o.State != Gathering && o.State != Held || slices.ContainsFunc(o.prefixes(), func(p netip.Prefix) bool {
+		if !o.Certain && (!o.joins() || slices.ContainsFunc(o.prefixes(), func(p netip.Prefix) bool {
 			return !inside(p) || !c.has(p, d.lookups.known(p.Addr()))
 		})) {
 			continue
 		}
-		// The one that has a draft already takes the other.
+		// The one that a person knows, or that has a draft already, takes the
+		// other.
 		into, from := c, o
-		if o.Certain && len(o.Mails) > 0 && len(c.Mails) == 0 {
+		if o.Certain && c.joins() && (!o.joins() || len(o.Mails) > len(c.Mails)) {
 			into, from = o, c
-		} else if len(o.Mails) > 0 {
+		}
+		if into.State.out() && len(from.Mails) > 0 { // what has left does not tell of it
+			continue
+		}
+		if !from.joins() {
 			continue
 		}
 		if err := d.join(into, from); err != nil {
@@ -435,19 +477,25 @@ func draftNumber(c *Case) int {
 }
 
 // draft writes the mail of a case and puts it down, unless the case has moved
-// on meanwhile. What a person chose or wrote stays; the facts are new.
-func (d *Desk) draft(ctx context.Context, was *Case, f finding, facts Facts, archive Archive) error {
+// on meanwhile. What a person chose or wrote stays; the facts are new. f is what
+// a lookup found, nil: nobody was asked, and the recipients stay.
+func (d *Desk) draft(ctx context.Context, was *Case, f *finding, facts Facts, archive Archive) error {
 	c := was
-	m := Mail{ReportID: newUUID(), Made: d.now(), To: f.to, Cc: f.cc, Others: f.others, Origin: f.origin, Warnings: f.warnings, Format: d.config.Format}
+	m := Mail{ReportID: newUUID(), Made: d.now(), Format: d.config.Format}
+	if f != nil {
+		m.To, m.Cc, m.Others, m.Origin, m.Warnings = f.to, f.cc, f.others, f.origin, f.warnings
+	}
 	m.follow(c)
 	i := draftNumber(c)
-	touched := false
+	touched, asked := false, f != nil
 	if i < len(c.Mails) { // made anew: the same mail for all who know its ID
 		old := c.Mails[i]
-		if touched = old.Edited != "" || c.lastBy() != Self; touched {
+		if touched = old.Hand != ""; touched || !asked {
 			m = old
+			m.narrow(c.next().prefixes())
 		} else {
 			m.ReportID, m.MessageID, m.InReplyTo, m.References, m.Made, m.Replaces = old.ReportID, old.MessageID, old.InReplyTo, old.References, old.Made, old.Replaces
+			m.keepChoice(&old)
 		}
 		m.Outdated = false
 		c.Mails = c.Mails[:i]
@@ -455,11 +503,14 @@ func (d *Desk) draft(ctx context.Context, was *Case, f finding, facts Facts, arc
 		prev := c.Mails[i-1]
 		m.InReplyTo = prev.MessageID
 		m.References = append(slices.Clone(prev.References), prev.MessageID)
+		m.keepChoice(&prev)
 	}
 	m.Facts, m.Archive, m.LastID = facts, archive, c.LastID
 	c.Mails = append(c.Mails, m)
+	d.mu.Lock()
 	d.complete(c, c.mail())
-	if !touched {
+	d.mu.Unlock()
+	if asked && !touched {
 		servers, faults := d.deskServers(ctx, m.To.Address, m.Cc.Address)
 		c.mail().Servers, c.mail().Warnings = servers, append(c.mail().Warnings, faults...)
 	}
@@ -479,7 +530,7 @@ func (d *Desk) draft(ctx context.Context, was *Case, f finding, facts Facts, arc
 	if err := d.put(now, i, *c.mail(), msg); err != nil {
 		return err
 	}
-	if len(f.raw) > 0 { // where the contacts come from, as it came
+	if asked && len(f.raw) > 0 { // where the contacts come from, as it came
 		raw := map[string]json.RawMessage{}
 		for source, body := range f.raw {
 			if json.Valid(body) {
@@ -504,13 +555,9 @@ func (d *Desk) draft(ctx context.Context, was *Case, f finding, facts Facts, arc
 		now.Why = "its numbers are new since a person saw it"
 		note = "drafted anew: what it tells has changed"
 	case was.State == Drafted:
-		note = "drafted anew: more blocks came"
+		note = "drafted anew: more is known"
 	}
-	by := Self
-	if touched { // it stays that person's
-		by = c.lastBy()
-	}
-	now.move(Drafted, by, note, d.now())
+	now.move(Drafted, Self, note, d.now())
 	if err := d.save(now); err != nil {
 		return err
 	}
@@ -554,6 +601,11 @@ func (d *Desk) complete(c *Case, m *Mail) {
 	if m.To.Format != "" {
 		m.Format = m.To.Format
 	}
+	for _, r := range []*Contact{&m.To, &m.Cc} {
+		if r.Source == byPerson { // who was named for this mail, whatever it tells
+			r.Scope = shown(reported(c.of(m)))
+		}
+	}
 	warn := func(format string, args ...any) {
 		if s := fmt.Sprintf(format, args...); !slices.Contains(m.Warnings, s) {
 			m.Warnings = append(m.Warnings, s)
@@ -569,6 +621,11 @@ func (d *Desk) complete(c *Case, m *Mail) {
 		if bad, until := d.bad(r.Address); bad {
 			warn("%s bounced lately and is not written to by itself before %s", r.Address, until.UTC().Format("2006-01-02"))
 		}
+	}
+	m.warnChosen()
+	m.Warnings = slices.DeleteFunc(m.Warnings, func(s string) bool { return strings.Contains(s, withdrewWarning) })
+	if w := d.withdrawal(c); w != nil {
+		warn("%s", w)
 	}
 	if m.To.Form != "" {
 		warn("this desk prefers its form: %s", m.To.Form)
@@ -647,19 +704,6 @@ func (d *Desk) warnDesk(c *Case, m *Mail) {
 	d.blockedDesk(c, m)
 	m.Warnings = slices.DeleteFunc(m.Warnings, func(s string) bool { return strings.Contains(s, deskWarning) })
 	for _, a := range m.Desk {
-		m.Warnings = append(m.Warnings, fmt.Sprintf("the desk's own mail server %s%s: its answers cannot reach us; `smtpguard allow add %s` exempts it", a, deskWarning, a))
+		m.Warnings = append(m.Warnings, fmt.Sprintf("the desk's own mail server %s%s: its answers cannot reach us; %s", a, deskWarning, m.letIn(a)))
 	}
-}
-
-// bad reports whether an address bounced for good lately.
-func (d *Desk) bad(addr string) (bool, time.Time) {
-	if addr == "" {
-		return false, time.Time{}
-	}
-	v, err := d.o.Store.Record(kindBad, addrKey(addr))
-	if err != nil || len(v) == 0 {
-		return false, time.Time{}
-	}
-	until, err := time.Parse(time.RFC3339, string(v))
-	return err == nil && d.now().Before(until), until
 }

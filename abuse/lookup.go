@@ -33,12 +33,17 @@ type Origin struct {
 
 // finding is what a lookup for a draft gave.
 type finding struct {
+	asked    netip.Addr // the address whose origin it is
 	origin   Origin
 	to, cc   Contact
 	others   []Contact
 	override *Override
 	warnings []string
-	raw      map[string][]byte // answers as they came, by source
+	// unanswered names who could not be asked now and whose word is missing:
+	// it is worth asking again. Empty: there is an answer, be it that nobody
+	// knows.
+	unanswered string
+	raw        map[string][]byte // answers as they came, by source
 }
 
 // How long answers are believed.
@@ -264,12 +269,18 @@ func (l *lookups) once(ctx context.Context, key string, ask func()) error {
 	}
 }
 
-// ask is a question to one source about an address or an AS: from the cache
-// if it is fresh, else from the source; else stale, said so.
-func (l *lookups) ask(ctx context.Context, source string, a netip.Addr, as uint32, fresh, none time.Duration,
+// ask is a question to one source about an address, a network or an AS: from
+// the cache if it is fresh, else from the source; else stale, said so. What is
+// said of a network counts for that one, not for the parts of it.
+func (l *lookups) ask(ctx context.Context, source string, p netip.Prefix, as uint32, fresh, none time.Duration,
 	question func(context.Context) (r *remembered, answered netip.Prefix, err error)) (*remembered, error) {
-	key := source + "/" + a.String()
-	find := func() (*remembered, bool) { return l.recallNet(source, a, fresh, none) }
+	key := source + "/" + p.Addr().String()
+	find := func() (*remembered, bool) { return l.recallNet(source, p.Addr(), fresh, none) }
+	net := p.IsValid() && !p.IsSingleIP()
+	if net {
+		key = netKey(source+"-net", p)
+		find = func() (*remembered, bool) { return l.recall(key, fresh, none) }
+	}
 	if as != 0 {
 		key = source + "/AS" + strconv.FormatUint(uint64(as), 10)
 		find = func() (*remembered, bool) { return l.recall(key, fresh, none) }
@@ -293,8 +304,8 @@ func (l *lookups) ask(ctx context.Context, source string, a netip.Addr, as uint3
 					r.None = clean(strings.TrimPrefix(err.Error(), errNone.Error()+": "), 200)
 				}
 				k := key
-				if as == 0 {
-					k = netKey(source, spokenFor(a, answered))
+				if as == 0 && !net {
+					k = netKey(source, spokenFor(p.Addr(), answered))
 				}
 				l.remember(k, r)
 				old = r
@@ -330,6 +341,7 @@ func (l *lookups) ask(ctx context.Context, source string, a netip.Addr, as uint3
 // findOrigin asks every source at the same time who announces an address;
 // the answer is the most trusted one's, and disagreement is shown.
 func (l *lookups) findOrigin(ctx context.Context, a netip.Addr, f *finding) {
+	f.asked = a
 	type source struct {
 		name string
 		ask  func(context.Context) (*remembered, netip.Prefix, error)
@@ -358,12 +370,17 @@ func (l *lookups) findOrigin(ctx context.Context, a netip.Addr, f *finding) {
 	faults := make([]error, len(sources))
 	var wg sync.WaitGroup
 	for i, s := range sources {
-		wg.Go(func() { got[i], faults[i] = l.ask(ctx, s.name, a, 0, originFresh, originNegative, s.ask) })
+		wg.Go(func() { got[i], faults[i] = l.ask(ctx, s.name, single(a), 0, originFresh, originNegative, s.ask) })
 	}
 	wg.Wait()
+	failed := ""
 	for i, r := range got {
 		if faults[i] != nil {
-			f.warnings = append(f.warnings, fmt.Sprintf("%s: %s", sources[i].name, clean(faults[i].Error(), 200)))
+			what := fmt.Sprintf("%s: %s", sources[i].name, clean(faults[i].Error(), 200))
+			f.warnings = append(f.warnings, what)
+			if failed == "" && !errors.Is(faults[i], errNone) {
+				failed = what
+			}
 			continue
 		}
 		if r.Claim != nil && len(r.Claim.Origins) > 0 {
@@ -385,6 +402,9 @@ func (l *lookups) findOrigin(ctx context.Context, a netip.Addr, f *finding) {
 		f.warnings = append(f.warnings, clean(err.Error(), 200))
 	}
 	f.origin.decide()
+	if !announced(f.origin) {
+		f.unanswered = failed
+	}
 	if f.origin.AS == 0 {
 		f.origin.NotAsked = "nobody who was asked knows"
 		if why := l.silent(); why != "" {
@@ -393,26 +413,29 @@ func (l *lookups) findOrigin(ctx context.Context, a netip.Addr, f *finding) {
 	}
 }
 
-// decide takes the origin from the claims.
+// decide takes the origin from the claims: AS and prefix from the same one,
+// which then stands first. That is the most trusted one that saw the prefix in
+// BGP, else one with the range of a database, else one that names only an AS.
 func (o *Origin) decide() {
+	rank := func(c Claim) int {
+		switch {
+		case c.Announced && c.Prefix.IsValid():
+			return 0
+		case c.Prefix.IsValid():
+			return 1
+		}
+		return 2
+	}
+	slices.SortStableFunc(o.Claims, func(a, b Claim) int { return rank(a) - rank(b) })
 	for _, c := range o.Claims {
 		for _, as := range c.Origins {
 			if !slices.Contains(o.ASes, as) {
 				o.ASes = append(o.ASes, as)
 			}
 		}
-		if o.AS == 0 {
-			o.AS = c.Origins[0]
-		}
-		// A prefix seen in BGP before a range of a database.
-		if !o.Prefix.IsValid() && c.Announced {
-			o.Prefix = c.Prefix
-		}
 	}
-	for _, c := range o.Claims {
-		if !o.Prefix.IsValid() {
-			o.Prefix = c.Prefix
-		}
+	if len(o.ASes) > 0 {
+		o.AS, o.Prefix = o.ASes[0], o.Claims[0].Prefix
 	}
 	o.Disputed = len(o.ASes) > 1
 	if len(o.ASes) == 1 {
@@ -421,61 +444,89 @@ func (o *Origin) decide() {
 }
 
 // contactsAS and contactsNet ask in their order until there is an answer.
-func (l *lookups) contactsAS(ctx context.Context, as uint32, f *finding) []Contact {
+// failed is what could not be asked now and may have had one.
+func (l *lookups) contactsAS(ctx context.Context, as uint32, f *finding) (cs []Contact, failed string) {
 	scope := "AS" + strconv.FormatUint(uint64(as), 10)
-	var cs []Contact
 	if l.uses(RDAP) {
-		r, err := l.ask(ctx, RDAP, netip.Addr{}, as, contactFresh, contactNone, func(ctx context.Context) (*remembered, netip.Prefix, error) {
+		r, err := l.ask(ctx, RDAP, netip.Prefix{}, as, contactFresh, contactNone, func(ctx context.Context) (*remembered, netip.Prefix, error) {
 			ans, body, from, err := l.rdapAS(ctx, as)
 			return l.rdapFound(ans, body, from, "RDAP autnum/"+scope[2:], scope, err), netip.Prefix{}, rdapNone(ans, err)
 		})
-		cs = l.gather(cs, r, err, "RDAP autnum/"+scope[2:], f)
+		cs = l.gather(cs, r, err, "RDAP autnum/"+scope[2:], f, &failed)
 	}
 	if !certain(cs) && l.uses(RIPEstat) {
-		r, err := l.ask(ctx, RIPEstat+"-contact", netip.Addr{}, as, contactFresh, contactNone, func(ctx context.Context) (*remembered, netip.Prefix, error) {
+		r, err := l.ask(ctx, RIPEstat+"-contact", netip.Prefix{}, as, contactFresh, contactNone, func(ctx context.Context) (*remembered, netip.Prefix, error) {
 			found, err := l.ripestatContacts(ctx, scope, scope)
 			return &remembered{Contacts: found}, netip.Prefix{}, err
 		})
-		cs = l.gather(cs, r, err, "RIPEstat abuse-contact-finder", f)
+		cs = l.gather(cs, r, err, "RIPEstat abuse-contact-finder", f, &failed)
 	}
-	return cs
+	return cs, failed
 }
 
-func (l *lookups) contactsNet(ctx context.Context, a netip.Addr, p netip.Prefix, f *finding) []Contact {
-	scope := p.String()
-	var cs []Contact
+// contactsNet asks about p, all that is reported, and not about an address in
+// it: a registry then answers with the smallest network that holds all of p
+// (RFC 9082, section 3.1.1), not with a customer's part of it.
+func (l *lookups) contactsNet(ctx context.Context, p netip.Prefix, f *finding) (cs []Contact, failed string) {
+	scope := shown(p)
 	if l.uses(RDAP) {
-		r, err := l.ask(ctx, RDAP, a, 0, contactFresh, contactNone, func(ctx context.Context) (*remembered, netip.Prefix, error) {
-			ans, body, from, err := l.rdapIP(ctx, a)
+		r, err := l.ask(ctx, RDAP, p, 0, contactFresh, contactNone, func(ctx context.Context) (*remembered, netip.Prefix, error) {
+			ans, body, from, err := l.rdapIP(ctx, p)
 			net := netip.Prefix{}
-			for _, p := range ans.Prefixes {
-				if p.Contains(a) {
-					net = p
+			for _, n := range ans.Prefixes {
+				if n.Contains(p.Addr()) {
+					net = n
 				}
 			}
-			if net.IsValid() && !ans.placeholder() {
-				return l.rdapFound(ans, body, from, "RDAP ip/"+a.String(), net.String(), err), net, rdapNone(ans, err)
+			in := scope
+			if net.IsValid() {
+				in = net.String()
 			}
-			return l.rdapFound(ans, body, from, "RDAP ip/"+a.String(), scope, err), netip.Prefix{}, rdapNone(ans, err)
+			if ans.First.IsValid() {
+				if ps := rangePrefixes(ans.First, ans.Last); len(ps) == 1 {
+					in = ps[0].String()
+				} else {
+					in = ans.First.String() + "-" + ans.Last.String()
+				}
+			}
+			for i, c := range ans.Contacts {
+				if ans.First.IsValid() {
+					ans.Contacts[i] = c.of(ans.First, ans.Last)
+				} else {
+					ans.Contacts[i] = c.ofNet(net)
+				}
+			}
+			return l.rdapFound(ans, body, from, "RDAP ip/"+scope, in, err), net, rdapNone(ans, err)
 		})
-		cs = l.gather(cs, r, err, "RDAP ip/"+a.String(), f)
+		cs = l.gather(cs, r, err, "RDAP ip/"+scope, f, &failed)
+	}
+	// Two that do not say of what network they have a contact: it is one of
+	// what they were asked about.
+	known := func(found []Contact, p netip.Prefix) *remembered {
+		for i, c := range found {
+			found[i] = c.ofNet(p)
+		}
+		return &remembered{Contacts: found}
 	}
 	if !certain(cs) && l.uses(RIPEstat) {
-		r, err := l.ask(ctx, RIPEstat+"-contact", a, 0, contactFresh, contactNone, func(ctx context.Context) (*remembered, netip.Prefix, error) {
-			found, err := l.ripestatContacts(ctx, a.String(), scope)
-			return &remembered{Contacts: found}, netip.Prefix{}, err
+		r, err := l.ask(ctx, RIPEstat+"-contact", p, 0, contactFresh, contactNone, func(ctx context.Context) (*remembered, netip.Prefix, error) {
+			found, err := l.ripestatContacts(ctx, scope, scope)
+			return known(found, p), netip.Prefix{}, err
 		})
-		cs = l.gather(cs, r, err, "RIPEstat abuse-contact-finder", f)
+		cs = l.gather(cs, r, err, "RIPEstat abuse-contact-finder", f, &failed)
 	}
-	if !certain(cs) && l.uses(Abusix) {
-		r, err := l.ask(ctx, Abusix, a, 0, contactFresh, contactNone, func(ctx context.Context) (*remembered, netip.Prefix, error) {
-			found, err := l.abusixContacts(ctx, a, scope)
-			return &remembered{Contacts: found}, netip.Prefix{}, err
+	if one := single(p.Addr()); !certain(cs) && l.uses(Abusix) {
+		r, err := l.ask(ctx, Abusix, one, 0, contactFresh, contactNone, func(ctx context.Context) (*remembered, netip.Prefix, error) {
+			found, err := l.abusixContacts(ctx, p.Addr(), shown(one))
+			return known(found, one), netip.Prefix{}, err
 		})
-		cs = l.gather(cs, r, err, "Abusix", f)
+		cs = l.gather(cs, r, err, "Abusix", f, &failed)
 	}
-	return cs
+	return cs, failed
 }
+
+// single is the prefix of one address.
+func single(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
 // rdapFound makes an answer one to be remembered.
 func (l *lookups) rdapFound(ans RDAPAnswer, body []byte, from, source, scope string, err error) *remembered {
@@ -497,9 +548,12 @@ func rdapNone(ans RDAPAnswer, err error) error {
 	return err
 }
 
-func (l *lookups) gather(cs []Contact, r *remembered, err error, source string, f *finding) []Contact {
+func (l *lookups) gather(cs []Contact, r *remembered, err error, source string, f *finding, failed *string) []Contact {
 	if err != nil {
 		f.warnings = append(f.warnings, source+": "+clean(err.Error(), 200))
+		if *failed == "" && !errors.Is(err, errNone) {
+			*failed = source + ": " + clean(err.Error(), 200)
+		}
 		return cs
 	}
 	if len(r.Raw) > 0 {
@@ -516,9 +570,10 @@ func certain(cs []Contact) bool {
 	return slices.ContainsFunc(cs, func(c Contact) bool { return !c.Guess })
 }
 
-// findContacts asks for the contact of the AS and that of the block, once the
-// origin is found. It never fails: what could not be found is a warning.
-func (l *lookups) findContacts(ctx context.Context, a netip.Addr, network netip.Prefix, overrides []Override, f *finding) {
+// findContacts asks for the contact of the AS and that of the network that is
+// reported, once the origin is found. Recipients are those that are the
+// contacts of all of it. It never fails: what could not be found is a warning.
+func (l *lookups) findContacts(ctx context.Context, reported []netip.Prefix, overrides []Override, f *finding) {
 	if l.uses(RDAP) {
 		short, cancel := context.WithTimeout(ctx, l.config.Lookup.Each)
 		if err := l.boot.refresh(short, l.fetch, l.servers.bootstrap, l.now()); err != nil {
@@ -528,25 +583,42 @@ func (l *lookups) findContacts(ctx context.Context, a netip.Addr, network netip.
 	}
 	paid := f.others // what ipinfo's plan gave
 	f.others = nil
-	if f.origin.Prefix.IsValid() {
-		network = f.origin.Prefix
+	all := common(reported)
+	// Of an AS whose announcement nobody names, the address that was asked
+	// about says no more than its /24 or /48.
+	announcement := f.origin.Prefix
+	if !announcement.IsValid() && f.asked.IsValid() {
+		announcement = provisional(single(f.asked))
 	}
 	var forAS, forNet []Contact
-	if f.override = findOverride(overrides, f.origin.AS, netip.PrefixFrom(a, a.BitLen())); f.override != nil && f.override.Address != "" {
-		o := f.override
-		scope := "AS" + strconv.FormatUint(uint64(o.AS), 10)
-		if o.Prefix.IsValid() {
-			scope = o.Prefix.String()
-		}
-		forAS = append(forAS, Contact{Address: o.Address, Scope: scope, Source: "overrides file", At: l.now(), Role: "abuse", Note: o.Note})
+	var failedAS, failedNet string
+	if f.override = findOverride(overrides, f.origin.AS, all); f.override != nil && f.override.Address != "" {
+		forAS = append(forAS, f.override.contact(announcement, l.now()))
 	}
 	if f.origin.AS != 0 && len(forAS) == 0 {
-		forAS = l.contactsAS(ctx, f.origin.AS, f)
+		cs, failed := l.contactsAS(ctx, f.origin.AS, f)
+		for _, c := range cs {
+			forAS = append(forAS, c.ofNet(announcement))
+		}
+		failedAS = failed
 	}
 	if f.override == nil || f.override.Address == "" {
-		forNet = append(l.contactsNet(ctx, a, network, f), paid...)
+		forNet, failedNet = l.contactsNet(ctx, all, f)
+		forNet = append(forNet, paid...)
 	}
-	f.choose(forAS, forNet, l.config.CopyNetwork)
+	for i := range overrides { // what a person knows of a part of it
+		if o := &overrides[i]; o.Address != "" && o.Prefix.IsValid() && all.Contains(o.Prefix.Addr()) && o.Prefix.Bits() > all.Bits() {
+			forNet = append(forNet, o.contact(o.Prefix, l.now()))
+		}
+	}
+	f.choose(forAS, forNet, l.config.CopyNetwork, reported, l.bad)
+	switch {
+	case f.unanswered != "":
+	case failedAS != "" && !certain(forAS):
+		f.unanswered = failedAS
+	case f.to.Address == "":
+		f.unanswered = failedNet
+	}
 	// A guess after RFC 2142, of which a person may make something.
 	if f.to.Address == "" {
 		for _, c := range f.origin.Claims {
@@ -570,31 +642,64 @@ func (l *lookups) findContacts(ctx context.Context, a netip.Addr, network netip.
 }
 
 // choose makes the best contact of the AS the recipient and that of the block
-// a copy. Where the AS has none, the block's is the recipient; guesses are
-// neither.
-func (f *finding) choose(forAS, forNet []Contact, copyNet bool) {
+// a copy. Where the AS has none, the block's is the recipient. Neither is a
+// guess, nor one that bounced lately, nor the contact of a part only of what is
+// reported: these are shown among the others.
+func (f *finding) choose(forAS, forNet []Contact, copyNet bool, reported []netip.Prefix, bad func(string) (bool, time.Time)) {
 	var rest []Contact
+	part := ""
+	usable := func(c Contact) bool {
+		say := func(s string) {
+			if c.Note != "" {
+				s = c.Note + "; " + s
+			}
+			c.Note = s
+		}
+		bounced, until := bad(c.Address)
+		switch {
+		case c.Guess:
+		case bounced:
+			say("it bounced; nothing is sent there by itself before " + until.UTC().Format("2006-01-02"))
+		case !c.covers(reported):
+			say("of a part only of what is reported")
+			if part == "" {
+				part = fmt.Sprintf("%s is that of %s only", c.Address, c.Scope)
+			}
+		default:
+			return true
+		}
+		rest = append(rest, c)
+		return false
+	}
 	for _, c := range forAS {
-		if f.to.Address == "" && !c.Guess {
+		switch {
+		case !usable(c):
+		case f.to.Address == "":
 			f.to = c
-		} else {
+		default:
 			rest = append(rest, c)
 		}
 	}
 	for _, c := range forNet {
 		switch {
-		case c.Guess:
-			rest = append(rest, c)
+		case !usable(c):
 		case f.to.Address == "":
 			f.to = c
 			if f.origin.AS != 0 {
-				f.warnings = append(f.warnings, fmt.Sprintf("AS%d has no usable abuse contact; the report goes to that of the address block", f.origin.AS))
+				why := fmt.Sprintf("AS%d has no usable abuse contact", f.origin.AS)
+				if part != "" {
+					why = part
+				}
+				f.warnings = append(f.warnings, why+"; the report goes to that of the address block")
 			}
 		case copyNet && f.cc.Address == "" && !sameAddr(c.Address, f.to.Address) && f.to.Scope != c.Scope:
 			f.cc = c
 		default:
 			rest = append(rest, c)
 		}
+	}
+	if f.to.Address == "" && part != "" {
+		f.warnings = append(f.warnings, partWarning+part)
 	}
 	for _, c := range rest {
 		same := func(o Contact) bool { return sameAddr(o.Address, c.Address) }
@@ -647,3 +752,19 @@ func (l *lookups) mailServers(ctx context.Context, domain string) ([]netip.Addr,
 	}
 	return addrs, nil
 }
+
+// bad reports whether an address bounced for good lately, and until when it is
+// left alone.
+func (l *lookups) bad(addr string) (bool, time.Time) {
+	if addr == "" {
+		return false, time.Time{}
+	}
+	v, err := l.store.Record(kindBad, addrKey(addr))
+	if err != nil || len(v) == 0 {
+		return false, time.Time{}
+	}
+	until, err := time.Parse(time.RFC3339, string(v))
+	return err == nil && l.now().Before(until), until
+}
+
+func (d *Desk) bad(addr string) (bool, time.Time) { return d.lookups.bad(addr) }

@@ -60,6 +60,9 @@ func (w *world) serve(rw http.ResponseWriter, r *http.Request) {
 		path += "?" + res
 	}
 	ans, ok := w.answers[path]
+	if net, bits, is := strings.Cut(strings.TrimPrefix(path, "/rdap/ip/"), "/"); !ok && is && bits != "" {
+		ans, ok = w.answers["/rdap/ip/"+net] // the network that holds the one asked about
+	}
 	slow := w.slow
 	w.mu.Unlock()
 	if slow > 0 {
@@ -170,6 +173,13 @@ func (w *world) setTXT(name string, txt ...string) {
 	w.mu.Unlock()
 }
 
+// setMX gives a domain its one mail server.
+func (w *world) setMX(domain, addr string) {
+	w.mu.Lock()
+	w.mx[domain], w.a["mx."+domain] = []string{"mx." + domain}, []string{addr}
+	w.mu.Unlock()
+}
+
 func (w *world) count(prefix string) (n int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -226,18 +236,18 @@ func newLookupsIn(t *testing.T, w *world, change func(*Config)) (*lookups, *memS
 }
 
 // find is the whole chain.
-func (l *lookups) find(ctx context.Context, a netip.Addr, network netip.Prefix, overrides []Override) (f finding) {
+func (l *lookups) find(ctx context.Context, a netip.Addr, overrides []Override) (f finding) {
 	ctx, cancel := context.WithTimeout(ctx, l.config.Lookup.Total)
 	defer cancel()
 	l.findOrigin(ctx, a, &f)
-	l.findContacts(ctx, a, network, overrides, &f)
+	l.findContacts(ctx, []netip.Prefix{single(a)}, overrides, &f)
 	return f
 }
 
 var asked7 = netip.MustParseAddr("198.51.100.7")
 
 func (l *lookups) find7(t *testing.T) finding {
-	return l.find(t.Context(), asked7, pfx("198.51.100.0/24"), nil)
+	return l.find(t.Context(), asked7, nil)
 }
 
 func TestLookup(t *testing.T) {
@@ -351,7 +361,7 @@ func TestLookupDeadline(t *testing.T) {
 	w.mu.Unlock()
 	l, _ := newLookupsIn(t, w, func(c *Config) { c.Lookup.Each, c.Lookup.Total = 200*time.Millisecond, 600*time.Millisecond })
 	done := make(chan finding, 1)
-	go func() { done <- l.find(context.Background(), asked7, pfx("198.51.100.0/24"), nil) }()
+	go func() { done <- l.find(context.Background(), asked7, nil) }()
 	select {
 	case f := <-done:
 		if f.to.Address != "" || f.origin.AS != 0 || f.origin.NotAsked == "" {
@@ -685,7 +695,7 @@ func TestLookupOverride(t *testing.T) {
 	w.plain()
 	l, _ := newLookupsIn(t, w, nil)
 	o := must(ParseOverrides([]byte("AS64500 known@op.example format=text form=https://op.example/")))
-	f := l.find(t.Context(), asked7, pfx("198.51.100.0/24"), o)
+	f := l.find(t.Context(), asked7, o)
 	if f.to.Address != "known@op.example" || f.to.Format != Text || f.to.Form == "" || f.cc.Address != "" || w.count("/rdap") != 0 {
 		t.Errorf("%+v %+v, RDAP asked %d times", f.to, f.cc, w.count("/rdap"))
 	}

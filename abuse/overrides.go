@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Override is what a person knows better of an AS or a network.
@@ -111,6 +112,19 @@ func (o *Override) of() string {
 	}
 	return "AS" + strconv.FormatUint(uint64(o.AS), 10)
 }
+
+// contact is the address of the override, which a person named; as one of an
+// AS it counts for what the AS announces.
+func (o *Override) contact(announced netip.Prefix, now time.Time) Contact {
+	c := Contact{Address: o.Address, Scope: o.of(), Source: overridesSource, At: now, Role: "abuse", Note: o.Note}
+	if o.Prefix.IsValid() {
+		announced = o.Prefix
+	}
+	return c.ofNet(announced)
+}
+
+// overridesSource is the source of contacts that stand in the overrides file.
+const overridesSource = "overrides file"
 
 // findOverride is the override of a network whose origin is as: the one of the
 // narrowest network around it, then the one of the AS; nil if there is none.

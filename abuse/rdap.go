@@ -39,14 +39,21 @@ const (
 	maxContacts = 10
 )
 
-// ParseRDAP reads the answer on an address. An answer on a network that does
-// not contain it is an error: a redirect to the wrong registry.
-func ParseRDAP(body []byte, asked netip.Addr) (RDAPAnswer, error) {
-	m, a, err := parseRDAP(body)
+// ParseRDAP reads the answer on an address or a network. An answer on a network
+// that does not hold all of it is an error: a redirect to the wrong registry.
+func ParseRDAP(body []byte, asked netip.Prefix) (RDAPAnswer, error) {
+	m, a, err := parseRDAP(body, "ip network")
 	if err != nil {
 		return a, err
 	}
+	asked = asked.Masked()
 	a.First, a.Last = rdapAddr(m["startAddress"]), rdapAddr(m["endAddress"])
+	ranged := a.First.IsValid() && a.Last.IsValid() && a.First.BitLen() == a.Last.BitLen() && !a.Last.Less(a.First)
+	if !ranged {
+		a.First, a.Last = netip.Addr{}, netip.Addr{}
+	} else if whole := (Contact{}).of(a.First, a.Last); !whole.covers([]netip.Prefix{asked}) {
+		return RDAPAnswer{}, fmt.Errorf("the answer is for %s to %s, not for %s", a.First, a.Last, shown(asked))
+	}
 	for _, c := range list(m["cidr0_cidrs"]) {
 		c, _ := c.(map[string]any)
 		p := rdapAddr(c["v4prefix"])
@@ -57,21 +64,16 @@ func ParseRDAP(body []byte, asked netip.Addr) (RDAPAnswer, error) {
 		if !p.IsValid() || !ok || n > uint64(p.BitLen()) || len(a.Prefixes) >= 1000 {
 			continue
 		}
-		a.Prefixes = append(a.Prefixes, netip.PrefixFrom(p, int(n)).Masked())
+		net := netip.PrefixFrom(p, int(n)).Masked()
+		if whole := (Contact{}).of(a.First, a.Last); !ranged || whole.covers([]netip.Prefix{net}) {
+			a.Prefixes = append(a.Prefixes, net)
+		}
 	}
-	if !a.First.IsValid() || !a.Last.IsValid() || a.First.BitLen() != a.Last.BitLen() || a.Last.Less(a.First) {
-		a.First, a.Last = netip.Addr{}, netip.Addr{}
-		inside := slices.ContainsFunc(a.Prefixes, func(p netip.Prefix) bool { return p.Contains(asked) })
-		if !inside {
-			return a, errors.New("the answer does not say for which range it is")
-		}
-	} else {
-		if asked.Less(a.First) || a.Last.Less(asked) || asked.BitLen() != a.First.BitLen() {
-			return a, fmt.Errorf("the answer is for %s to %s, not for %s", a.First, a.Last, asked)
-		}
-		if len(a.Prefixes) == 0 {
-			a.Prefixes = rangePrefixes(a.First, a.Last)
-		}
+	switch {
+	case ranged && len(a.Prefixes) == 0:
+		a.Prefixes = rangePrefixes(a.First, a.Last)
+	case !ranged && !slices.ContainsFunc(a.Prefixes, func(p netip.Prefix) bool { return p.Contains(asked.Addr()) && p.Bits() <= asked.Bits() }):
+		return RDAPAnswer{}, errors.New("the answer does not say for which range it is")
 	}
 	for _, key := range []string{"arin_originas0_originautnums", "lacnic_originAutnum", "nicbr_autnum"} {
 		vs := list(m[key])
@@ -90,21 +92,29 @@ func ParseRDAP(body []byte, asked netip.Addr) (RDAPAnswer, error) {
 	return a, nil
 }
 
-// ParseRDAPAS reads the answer on an AS.
+// ParseRDAPAS reads the answer on an AS. One that does not say that it is about
+// that AS is an error.
 func ParseRDAPAS(body []byte, asked uint32) (RDAPAnswer, error) {
-	m, a, err := parseRDAP(body)
+	m, a, err := parseRDAP(body, "autnum")
 	if err != nil {
 		return a, err
 	}
 	first, ok1 := number(m["startAutnum"])
 	last, ok2 := number(m["endAutnum"])
-	if ok1 && ok2 && (uint64(asked) < first || uint64(asked) > last) {
-		return a, fmt.Errorf("the answer is for AS%d to AS%d, not for AS%d", first, last, asked)
+	if ok1 && !ok2 {
+		last = first
 	}
-	if n, ok := asNumber(m["handle"]); ok && !ok1 && n != asked {
-		return a, fmt.Errorf("the answer is for AS%d, not for AS%d", n, asked)
+	if !ok1 {
+		n, ok := asNumber(m["handle"])
+		if !ok {
+			return RDAPAnswer{}, errors.New("the answer does not say for which AS it is")
+		}
+		first, last = uint64(n), uint64(n)
 	}
-	if ok1 && ok2 && last-first > 1 {
+	if uint64(asked) < first || uint64(asked) > last {
+		return RDAPAnswer{}, fmt.Errorf("the answer is for AS%d to AS%d, not for AS%d", first, last, asked)
+	}
+	if last-first > 1 {
 		a.Contacts, a.Note = nil, "the registry has only a placeholder for this AS"
 	}
 	return a, nil
@@ -120,7 +130,9 @@ func (a *RDAPAnswer) placeholder() bool {
 	})
 }
 
-func parseRDAP(body []byte) (map[string]any, RDAPAnswer, error) {
+// parseRDAP reads what answers on networks and on AS have in common. class is
+// the objectClassName that it must have; old servers leave it out.
+func parseRDAP(body []byte, class string) (map[string]any, RDAPAnswer, error) {
 	var a RDAPAnswer
 	dec := json.NewDecoder(bytes.NewReader(body))
 	dec.UseNumber()
@@ -142,6 +154,9 @@ func parseRDAP(body []byte) (map[string]any, RDAPAnswer, error) {
 			err = fmt.Errorf("%w: %w", errLater, err)
 		}
 		return nil, a, err
+	}
+	if is := str(m["objectClassName"]); m["objectClassName"] != nil && !strings.EqualFold(is, class) {
+		return nil, a, fmt.Errorf("the answer is about a %s, not an %s", quoted(is), class)
 	}
 	a.Handle, a.Name, a.Type = str(m["handle"]), str(m["name"]), str(m["type"])
 	w := rdapWalk{}
@@ -400,17 +415,18 @@ func lastOf(p netip.Prefix) netip.Addr {
 
 const rdapAccept = "application/rdap+json, application/json"
 
-// rdapIP asks for the network of an address, rdapAS for an AS.
-func (l *lookups) rdapIP(ctx context.Context, a netip.Addr) (RDAPAnswer, []byte, string, error) {
-	base, err := l.boot.forAddr(a)
+// rdapIP asks for the smallest registered network that holds all of p, rdapAS
+// for an AS.
+func (l *lookups) rdapIP(ctx context.Context, p netip.Prefix) (RDAPAnswer, []byte, string, error) {
+	base, err := l.boot.forAddr(p.Addr())
 	if err != nil {
 		return RDAPAnswer{}, nil, "", err
 	}
-	body, from, err := l.fetch.get(ctx, base+"ip/"+a.String(), rdapAccept)
+	body, from, err := l.fetch.get(ctx, base+"ip/"+shown(p), rdapAccept)
 	if err != nil {
 		return RDAPAnswer{}, nil, from, err
 	}
-	ans, err := ParseRDAP(body, a)
+	ans, err := ParseRDAP(body, p)
 	return ans, body, from, err
 }
 

@@ -2,6 +2,7 @@ package abuse
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -61,7 +62,7 @@ func TestR24_Shapes(t *testing.T) {
 				if strings.Contains(name, "ip6") {
 					asked = netip.MustParseAddr("2001:db8::7")
 				}
-				got, err = ParseRDAP(body, asked)
+				got, err = ParseRDAP(body, single(asked))
 			}
 			if err != nil {
 				t.Fatal(err)
@@ -100,6 +101,11 @@ func entity(roles, emails string) string {
 
 func answer(entities string) []byte {
 	return []byte(`{"startAddress":"198.51.100.0","endAddress":"198.51.100.255","entities":[` + entities + `]}`)
+}
+
+// answerAS is answer for an AS.
+func answerAS(as int, entities string) []byte {
+	return fmt.Appendf(nil, `{"objectClassName":"autnum","startAutnum":%d,"endAutnum":%[1]d,"entities":[%s]}`, as, entities)
 }
 
 func TestRDAPRules(t *testing.T) {
@@ -143,7 +149,7 @@ func TestRDAPRules(t *testing.T) {
 		{name: "not found in 200", body: `{"errorCode":404}`, fault: "nothing is known"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got, err := ParseRDAP([]byte(c.body), asked)
+			got, err := ParseRDAP([]byte(c.body), single(asked))
 			if c.fault != "" {
 				if err == nil || !strings.Contains(err.Error(), c.fault) {
 					t.Fatalf("error %v, want %q in it", err, c.fault)
@@ -198,8 +204,13 @@ func FuzzRDAP(f *testing.F) {
 		if len(body) > maxBody {
 			return
 		}
+		net := pfx("198.51.100.0/24")
+		if got, err := ParseRDAP(body, net); err == nil && !(Contact{}).of(got.First, got.Last).covers([]netip.Prefix{net}) &&
+			!slices.ContainsFunc(got.Prefixes, func(p netip.Prefix) bool { return p.Contains(net.Addr()) && p.Bits() <= net.Bits() }) {
+			t.Errorf("%s to %s, %s is an answer on %s", got.First, got.Last, got.Prefixes, net)
+		}
 		for _, ans := range []func() (RDAPAnswer, error){
-			func() (RDAPAnswer, error) { return ParseRDAP(body, asked) },
+			func() (RDAPAnswer, error) { return ParseRDAP(body, single(asked)) },
 			func() (RDAPAnswer, error) { return ParseRDAPAS(body, 64500) },
 		} {
 			got, err := ans()

@@ -162,7 +162,8 @@ func (d *Desk) receive(msg []byte, by string) (Received, error) {
 		return got, nil
 	}
 	got.Report = now.ID
-	if now.State == Queued || m == nil || m.SentAt.IsZero() && now.State != Doubtful {
+	under := now.State == Queued && m == now.mail() // it is being handed over, and has arrived somewhere already
+	if m == nil || m.SentAt.IsZero() && now.State != Doubtful && !under {
 		got.Why = "that report was not sent"
 		return got, nil
 	}
@@ -221,12 +222,12 @@ func (d *Desk) receive(msg []byte, by string) (Received, error) {
 			}
 		case Deferred:
 			c.note(fmt.Sprintf("delayed (%s): %s", to.status, to.diag))
-			if newest && (c.State == Sent || c.State == Doubtful) {
+			if newest && (c.State == Sent || c.State == Doubtful || under) {
 				got.What = Deferred
 			}
 		case Delivered:
 			c.note("delivered, says " + n.from)
-			if newest && (c.State == Sent || c.State == Deferred || c.State == Doubtful) {
+			if newest && (c.State == Sent || c.State == Deferred || c.State == Doubtful || under) {
 				got.What = Delivered
 			}
 		}
@@ -250,14 +251,46 @@ func (d *Desk) receive(msg []byte, by string) (Received, error) {
 	if got.What != "" && !c.State.out() { // another mail of the case is in preparation
 		got.What = ""
 	}
-	if got.What != "" {
-		c.move(got.What, by, strings.TrimSpace(n.subject+" "+why), d.now())
+	switch note := strings.TrimSpace(n.subject + " " + why); {
+	case got.What == "":
+	case under: // see arrived
+		if earlier(c.Early) < earlier(got.What) {
+			c.Early, c.EarlyNote = got.What, clean(note, 300)
+		}
+	default:
+		c.move(got.What, by, note, d.now())
 	}
 	if err := d.save(c); err != nil {
 		return got, err
 	}
 	*now = *c
 	return got, nil
+}
+
+// earlier orders what notices say of a mail while it is being handed over: a
+// bounce counts more than a delay or a delivery.
+func earlier(s State) int {
+	return slices.Index([]State{Delivered, Deferred, Acknowledged, Answered, Bounced}, s)
+}
+
+// arrived moves a case on to what a notice said while its mail was being
+// handed over: whatever the mail server answered, the mail has left.
+func (c *Case) arrived(now time.Time) {
+	to, note := c.Early, c.EarlyNote
+	c.Early, c.EarlyNote = "", ""
+	if to == "" || c.State != Sent && c.State != Doubtful {
+		return
+	}
+	m := c.mail()
+	if m.SentAt.IsZero() {
+		m.SentAt = now
+	}
+	why := ""
+	if to == Bounced {
+		why = "bounced: " + note
+	}
+	c.Why = why
+	c.move(to, Self, note, now)
 }
 
 // match finds the case of a mail by its token, by the Message-IDs it refers

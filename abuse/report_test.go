@@ -221,7 +221,7 @@ func TestR05_Cc(t *testing.T) {
 	}
 	// The same address is not copied to, and by choice nobody is.
 	f := finding{}
-	f.choose([]Contact{{Address: "a@x.example", Scope: "AS1"}}, []Contact{{Address: "a@x.example", Scope: "p"}}, true)
+	f.choose([]Contact{{Address: "a@x.example", Scope: "AS1"}}, []Contact{{Address: "a@x.example", Scope: "p"}}, true, nil, b.lookups.bad)
 	if f.cc.Address != "" {
 		t.Errorf("cc %+v", f.cc)
 	}

@@ -742,7 +742,7 @@ func TestSameAddress(t *testing.T) {
 		t.Errorf("the second mail within a day: %v", err)
 	}
 	f := finding{}
-	f.choose([]Contact{{Address: "Abuse@x.example", Scope: "AS1"}}, []Contact{{Address: "abuse@x.example", Scope: "p"}}, true)
+	f.choose([]Contact{{Address: "Abuse@x.example", Scope: "AS1"}}, []Contact{{Address: "abuse@x.example", Scope: "p"}}, true, nil, b.lookups.bad)
 	if f.cc.Address != "" || len(f.others) != 0 {
 		t.Errorf("cc %+v, others %+v", f.cc, f.others)
 	}

@@ -21,12 +21,16 @@ import (
 type Contact struct {
 	Address string `json:"address,omitempty"`
 	// Scope is what it is the contact of: "AS64500" or a prefix.
-	Scope  string    `json:"scope,omitempty"`
-	Source string    `json:"source,omitempty"` // "RDAP autnum/64500"
-	URL    string    `json:"url,omitempty"`
-	At     time.Time `json:"at,omitzero"`
-	Role   string    `json:"role,omitempty"`
-	Handle string    `json:"handle,omitempty"`
+	Scope string `json:"scope,omitempty"`
+	// First and Last bound the addresses that it is the contact of, zero: of
+	// none for certain. See Contact.covers.
+	First  netip.Addr `json:"first,omitzero"`
+	Last   netip.Addr `json:"last,omitzero"`
+	Source string     `json:"source,omitempty"` // "RDAP autnum/64500"
+	URL    string     `json:"url,omitempty"`
+	At     time.Time  `json:"at,omitzero"`
+	Role   string     `json:"role,omitempty"`
+	Handle string     `json:"handle,omitempty"`
 	// Guess: nobody says that this is the abuse contact. It is never written
 	// to unless a person types the address.
 	Guess bool `json:"guess,omitempty"`
@@ -293,7 +297,10 @@ func (l *lookups) ipinfoLookup(ctx context.Context, a netip.Addr) (ans ipinfoAns
 	}
 	if core.Abuse != nil {
 		if addr, err := CheckAddress(core.Abuse.Email); err == nil && !isRegistry(addr) {
-			ans.contact = Contact{Address: addr, Scope: clean(core.Abuse.Network, 60), Source: "ipinfo.io abuse", At: l.now(), Role: "abuse"}
+			ans.contact = Contact{Address: addr, Scope: clean(core.Abuse.Network, 60), Source: "ipinfo.io abuse", At: l.now(), Role: "abuse"}.ofNet(single(a))
+			if p, err := netip.ParsePrefix(core.Abuse.Network); err == nil && p.Contains(a) {
+				ans.contact = ans.contact.ofNet(p)
+			}
 		}
 	}
 	if len(ans.claim.Origins) == 0 && l.config.Lookup.IPinfoToken != "" {

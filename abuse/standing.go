@@ -60,22 +60,53 @@ func (d *Desk) overridden() ([]Override, error) {
 }
 
 // unreportable says why a network is not reported, "" if it is. ases are the
-// origins as far as they are known.
-func (d *Desk) unreportable(p netip.Prefix, ases []uint32, overrides []Override) string {
+// origins as far as they are known. m is its mail, nil: none yet. A single
+// address that is allowed because it is a mail server of the recipients is
+// theirs: it makes nothing around it ours.
+func (d *Desk) unreportable(p netip.Prefix, ases []uint32, overrides []Override, m *Mail) string {
 	if d.config.Redirect == "" && isReserved(p) {
 		return p.String() + " is reserved: nobody is responsible for it"
 	}
-	if d.o.Spare != nil {
-		for _, s := range d.o.Spare() {
-			if s.Overlaps(p) {
-				return fmt.Sprintf("%s is our own or allowed (%s)", p, s)
-			}
-		}
+	if s := d.spared(p, m.exempts); s.IsValid() {
+		return fmt.Sprintf("%s is our own or allowed (%s)", p, s)
 	}
 	if o := findNever(overrides, ases, p); o != nil {
 		return fmt.Sprintf("the overrides file says never to report %s", o.of())
 	}
 	return ""
+}
+
+// spared is a network of our own or an allowed one that overlaps p, other than
+// those that an exception is made for; the zero Prefix: none.
+func (d *Desk) spared(p netip.Prefix, except ...func(allowed, p netip.Prefix) bool) netip.Prefix {
+	if d.o.Spare == nil {
+		return netip.Prefix{}
+	}
+	for _, s := range d.o.Spare() {
+		if s.Overlaps(p) && !slices.ContainsFunc(except, func(f func(allowed, p netip.Prefix) bool) bool { return f(s, p) }) {
+			return s
+		}
+	}
+	return netip.Prefix{}
+}
+
+// exempts reports whether an allowed prefix inside p is no more than a mail
+// server of the mail's recipients, which the mail does not accuse itself.
+func (m *Mail) exempts(allowed, p netip.Prefix) bool {
+	return m != nil && allowed.IsSingleIP() && allowed.Bits() > p.Bits() && slices.Contains(m.Servers, allowed.Addr()) && !m.accuses(allowed.Addr())
+}
+
+// accuses reports whether an address is named as a source.
+func (m *Mail) accuses(a netip.Addr) bool {
+	return slices.ContainsFunc(m.Facts.Sources, func(s Source) bool { return s.Prefix == single(a) })
+}
+
+// letIn says how the answers of a desk whose mail server we block can reach us.
+func (m *Mail) letIn(a netip.Addr) string {
+	if m.accuses(a) {
+		return "it is itself one of the sources; name another recipient, or approve with --blocked-desk and look for their answer elsewhere"
+	}
+	return fmt.Sprintf("`smtpguard allow add %s` lets it in, and the report stays as it is; or approve with --blocked-desk", a)
 }
 
 // ases are all origins that a case may have.
@@ -111,7 +142,7 @@ func (d *Desk) barred(c *Case, m *Mail) *Refusal {
 		return &Refusal{err.Error(), "mend it: it may say never to report this network"}
 	}
 	for _, p := range live { // not what lies between them
-		if why := d.unreportable(p, c.ases(m.Origin), overrides); why != "" {
+		if why := d.unreportable(p, c.ases(m.Origin), overrides, m); why != "" {
 			return &Refusal{why, "withdraw it"}
 		}
 	}

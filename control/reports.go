@@ -31,6 +31,8 @@ type Reports interface {
 	SendReport(ctx context.Context, id, by string, o abuse.SendOptions) (abuse.Case, error)
 	CloseReport(ctx context.Context, id, by, note string) (abuse.Case, error)
 	WithdrawReport(ctx context.Context, id, by, note string) (abuse.Case, error)
+	// ReopenReport returns the case that goes on, which may be another one.
+	ReopenReport(ctx context.Context, id, by string) (abuse.Case, error)
 	// ReceiveReport notes what one mail to the reports' mailbox says. Of a
 	// long one the beginning is enough.
 	ReceiveReport(ctx context.Context, mail []byte, by string) ([]abuse.Received, error)
@@ -79,6 +81,10 @@ func (k desk) WithdrawReport(_ context.Context, id, by, note string) (abuse.Case
 	return k.d.Withdraw(id, by, note)
 }
 
+func (k desk) ReopenReport(_ context.Context, id, by string) (abuse.Case, error) {
+	return k.d.Reopen(id, by)
+}
+
 func (k desk) ReceiveReport(_ context.Context, mail []byte, by string) ([]abuse.Received, error) {
 	return k.d.Receive(bytes.NewReader(mail), by)
 }
@@ -93,6 +99,7 @@ const (
 	pathSend     = "/v1/report/send"
 	pathClose    = "/v1/report/close"
 	pathWithdraw = "/v1/report/withdraw"
+	pathReopen   = "/v1/report/reopen"
 	pathReceive  = "/v1/report/receive"
 
 	// MaxMail is how much of a mail ReceiveReport takes.
@@ -181,6 +188,9 @@ func WithReports(r Reports) func(*http.ServeMux) {
 		})
 		change(pathWithdraw, func(ctx context.Context, c reportChange, by string) (abuse.Case, error) {
 			return r.WithdrawReport(ctx, c.ID, by, c.Note)
+		})
+		change(pathReopen, func(ctx context.Context, c reportChange, by string) (abuse.Case, error) {
+			return r.ReopenReport(ctx, c.ID, by)
 		})
 		mux.HandleFunc("POST "+pathReceive, func(w http.ResponseWriter, req *http.Request) {
 			mail, err := io.ReadAll(req.Body)
@@ -338,6 +348,11 @@ func (c *Client) CloseReport(ctx context.Context, id, _, note string) (abuse.Cas
 
 func (c *Client) WithdrawReport(ctx context.Context, id, _, note string) (abuse.Case, error) {
 	return c.changeReport(ctx, pathWithdraw, reportChange{ID: id, Note: note})
+}
+
+// ReopenReport takes back what WithdrawReport said of a network.
+func (c *Client) ReopenReport(ctx context.Context, id, _ string) (abuse.Case, error) {
+	return c.changeReport(ctx, pathReopen, reportChange{ID: id})
 }
 
 func (c *Client) ReceiveReport(ctx context.Context, mail []byte, _ string) (v []abuse.Received, err error) {

@@ -139,6 +139,7 @@ reports:
   follow_up: 2h
   max_follow_ups: 0
   baseline: 0s
+  withdrawn: 2h
   keep: 1d
   redirect: me@example.net
 metrics: {listen: "unix:/srv/metrics", group: "monitor"}

@@ -47,6 +47,7 @@ type Reports struct {
 	FollowUp         time.Duration
 	MaxFollowUps     int
 	Baseline         time.Duration
+	Withdrawn        time.Duration
 	Keep             time.Duration
 	Redirect         string
 }
@@ -92,7 +93,7 @@ func defaultReports() Reports {
 		Caps:      ReportsCaps{Recipient: day, Hour: 5, Day: 20, Drafts: 20},
 		Auto:      ReportsAutoSend{Connections: 1000, Blocks: 2},
 		Delivery:  ReportsDelivery{By: "sendmail", Program: "/usr/sbin/sendmail", Timeout: time.Minute},
-		Quiet:     day, FollowUp: day, MaxFollowUps: 2, Baseline: week, Keep: 90 * day,
+		Quiet:     day, FollowUp: day, MaxFollowUps: 2, Baseline: week, Withdrawn: 30 * day, Keep: 90 * day,
 	}
 }
 
@@ -149,6 +150,7 @@ func reportsSchema(r *Reports) mapping {
 		{name: "follow_up", codec: span(&r.FollowUp, time.Hour, 30*day)},
 		{name: "max_follow_ups", codec: whole(&r.MaxFollowUps, 0, 5)},
 		{name: "baseline", codec: span(&r.Baseline, 0, 31*day)},
+		{name: "withdrawn", codec: span(&r.Withdrawn, time.Hour, 3650*day)},
 		{name: "keep", codec: span(&r.Keep, day, 3650*day)},
 		{name: "redirect", codec: text(&r.Redirect, "a mail address", checkAddress)},
 	}

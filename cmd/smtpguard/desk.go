@@ -37,7 +37,7 @@ func reportsConfig(p *policy.Policy) (abuse.Config, error) {
 		Auto:      abuse.AutoSend{Connections: r.Auto.Connections, Blocks: r.Auto.Blocks},
 		Delivery: abuse.Transport{By: abuse.Delivery(r.Delivery.By), Program: r.Delivery.Program, Server: r.Delivery.Server, User: r.Delivery.User,
 			PasswordFile: r.Delivery.PasswordFile, Timeout: r.Delivery.Timeout},
-		Quiet: r.Quiet, FollowUp: r.FollowUp, MaxFollowUps: r.MaxFollowUps, Baseline: r.Baseline, Keep: r.Keep, Redirect: r.Redirect,
+		Quiet: r.Quiet, FollowUp: r.FollowUp, MaxFollowUps: r.MaxFollowUps, Baseline: r.Baseline, Withdrawn: r.Withdrawn, Keep: r.Keep, Redirect: r.Redirect,
 	}
 	if path := r.Lookup.IPinfoTokenFile; path != "" {
 		f, err := os.Open(path)
