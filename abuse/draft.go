@@ -315,7 +315,7 @@ func (d *Desk) split(c *Case, inside func(netip.Prefix) bool) error {
 // join moves the blocks of one case into another; d.mu is held. The target is
 // written first: a block in both is known by its ID.
 func (d *Desk) join(into, from *Case) error {
-	into.adopt(from.Blocks)
+	into.absorb(from)
 	if err := d.save(into); err != nil {
 		return err
 	}
@@ -396,6 +396,9 @@ func (d *Desk) hostile() *bart.Lite {
 			if !r.Pardoned {
 				t.Insert(r.Prefix)
 			}
+		}
+		for _, p := range c.Rest.Networks {
+			t.Insert(p)
 		}
 	}
 	return t

@@ -230,15 +230,7 @@ func (k *collector) reports(a netip.Addr) bool {
 	return t == nil || !t.good || k.single[a]
 }
 
-func (k *collector) covers(a netip.Addr) bool {
-	i, _ := slices.BinarySearchFunc(k.prefixes, a, func(p netip.Prefix, a netip.Addr) int {
-		if p.Addr().Compare(a) <= 0 {
-			return -1
-		}
-		return 1
-	})
-	return i > 0 && k.prefixes[i-1].Contains(a)
-}
+func (k *collector) covers(a netip.Addr) bool { return within(k.prefixes, a) >= 0 }
 
 // observe takes one event. The line is chosen by what was parsed of it, never
 // by searching its text.
@@ -338,17 +330,13 @@ func (k *collector) overflow(ev *detector.Event) {
 	}
 	k.overflown++
 	k.seconds[ev.Time.Unix()]++
-	for _, p := range k.prefixes {
-		if p.Contains(ev.Source) {
-			s := k.more[p]
-			if s == nil {
-				s = &Source{Prefix: p}
-				k.more[p] = s
-			}
-			s.count(ev)
-			return
-		}
+	p := k.prefixes[within(k.prefixes, ev.Source)]
+	s := k.more[p]
+	if s == nil {
+		s = &Source{Prefix: p}
+		k.more[p] = s
 	}
+	s.count(ev)
 }
 
 // rendered is what was parsed of a log line, behind its time: both ends, the
@@ -556,24 +544,20 @@ func fromVerdicts(c *Case) Facts {
 			one.First = v.Time.Add(-v.Window)
 		}
 		f.Messages += v.Accepted
-		for _, p := range outer {
-			if p == r.Prefix {
-				byPrefix[p].add(one)
-			} else if p.Overlaps(r.Prefix) {
-				if inner[p] == nil {
-					inner[p] = &Source{}
-				}
-				inner[p].add(one)
-			} else {
-				continue
+		p := outer[within(outer, r.Prefix.Masked().Addr())]
+		if p == r.Prefix {
+			byPrefix[p].add(one)
+		} else {
+			if inner[p] == nil {
+				inner[p] = &Source{}
 			}
-			for _, e := range v.Evidence {
-				if byPrefix[p].Port == 0 && p.Contains(e.Source) {
-					byPrefix[p].Port = e.Port
-				}
-				lines = append(lines, Excerpt{e.Time.UTC(), e.Source, rendered(&detector.Event{Time: e.Time, Kind: detector.Opened, Source: e.Source, Port: e.Port, Count: e.Count})})
+			inner[p].add(one)
+		}
+		for _, e := range v.Evidence {
+			if byPrefix[p].Port == 0 && p.Contains(e.Source) {
+				byPrefix[p].Port = e.Port
 			}
-			break
+			lines = append(lines, Excerpt{e.Time.UTC(), e.Source, rendered(&detector.Event{Time: e.Time, Kind: detector.Opened, Source: e.Source, Port: e.Port, Count: e.Count})})
 		}
 	}
 	sum := Source{}

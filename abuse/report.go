@@ -428,6 +428,7 @@ func effect(c *Case, f *Facts, now time.Time) []string {
 	}
 	var since, until time.Time
 	var prefixes []netip.Prefix
+	seen := map[netip.Prefix]bool{}
 	for _, r := range c.live() {
 		if r.Observed {
 			continue
@@ -438,9 +439,14 @@ func effect(c *Case, f *Facts, now time.Time) []string {
 		if r.end().After(until) {
 			until = r.end()
 		}
-		if !slices.Contains(prefixes, r.Prefix) {
+		if !seen[r.Prefix] {
+			seen[r.Prefix] = true
 			prefixes = append(prefixes, r.Prefix)
 		}
+	}
+	if n := c.Rest.Blocks; n > 0 {
+		out = append(out, fmt.Sprintf("This report is of the first %d; %s in the same network, and the connections of their sources, are not in its numbers.",
+			len(c.live()), plural(n, "more block", "more blocks")))
 	}
 	if since.IsZero() {
 		return append(out, "We have not blocked the sources.")
