@@ -3,8 +3,6 @@ package abuse
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -67,18 +65,14 @@ func (d *Desk) Edit(ctx context.Context, id, by string, e Edit) (Case, error) {
 	if saw {
 		m.see(by)
 	}
-	if err := d.put(c, len(c.Mails)-1, *m, msg); err != nil {
-		return Case{}, err
-	}
 	c.Why = ""
 	if m.To.Address == "" {
 		c.Why = missing
 	}
 	c.move(Drafted, by, "edited: "+strings.Join(changed, ", "), d.now())
-	if err := d.save(c); err != nil {
+	if err := d.commit(now, c, len(c.Mails)-1, *m, msg); err != nil {
 		return Case{}, err
 	}
-	*now = *c
 	return *c.clone(), nil
 }
 
@@ -253,6 +247,9 @@ func (d *Desk) approve(id, by string, a Approval, auto bool) (Case, error) {
 	if _, err := d.config.sender(); err != nil || d.config.From == "" {
 		return Case{}, &Refusal{"reports.from is not set", "name a mailbox that a person reads, as in \"Example Mail abuse desk <abuse@example.net>\""}
 	}
+	if d.changed(m) != "" { // which barred would call outdated
+		return Case{}, d.asSeen(now)
+	}
 	if r := d.barred(c, m); r != nil {
 		return Case{}, r
 	}
@@ -270,6 +267,9 @@ func (d *Desk) approve(id, by string, a Approval, auto bool) (Case, error) {
 	} else if r := m.seenBy(c, by, a.Digest); r != nil {
 		return Case{}, r
 	}
+	if err := d.asSeen(now); err != nil {
+		return Case{}, err
+	}
 	d.blockedDesk(c, m) // the blocks of now, not of when it was drafted
 	if len(m.Desk) > 0 && !a.BlockedDesk {
 		return Case{}, &Refusal{fmt.Sprintf("the desk's own mail server %s is inside what we block, so its answers cannot reach us", m.Desk[0]),
@@ -281,15 +281,11 @@ func (d *Desk) approve(id, by string, a Approval, auto bool) (Case, error) {
 		return Case{}, err
 	}
 	m.Approved, m.Seen = by, nil
-	if err := d.put(c, len(c.Mails)-1, *m, msg); err != nil {
-		return Case{}, err
-	}
 	c.Why = ""
 	c.move(Approved, by, "to "+m.To.Address, d.now())
-	if err := d.save(c); err != nil {
+	if err := d.commit(now, c, len(c.Mails)-1, *m, msg); err != nil {
 		return Case{}, err
 	}
-	*now = *c
 	d.step("approved")
 	d.poke()
 	return *c.clone(), nil
@@ -373,6 +369,18 @@ func (d *Desk) Send(ctx context.Context, id, by string, o SendOptions) (Case, er
 		d.mu.Unlock()
 		return Case{}, err
 	}
+	var evidence Archive
+	if m := now.mail(); m != nil {
+		evidence = m.Archive
+	}
+	d.mu.Unlock()
+	spoilt := d.checkArchive(evidence) // which may be long
+
+	d.mu.Lock()
+	if now, err = d.get(id); err != nil {
+		d.mu.Unlock()
+		return Case{}, err
+	}
 	d.learn(now)
 	if now.State != Approved && !(now.State == Doubtful && o.Again) {
 		state := now.State
@@ -389,7 +397,12 @@ func (d *Desk) Send(ctx context.Context, id, by string, o SendOptions) (Case, er
 		d.mu.Unlock()
 		return *c, fmt.Errorf("%w: %w", ErrHeld, err)
 	}
-	if r := d.barred(c, m); r != nil {
+	r := d.barred(c, m)
+	if r == nil && spoilt != nil && m.Archive == evidence {
+		r = &Refusal{"its evidence is not what it says: " + clean(spoilt.Error(), 200), "a draft is made anew of what the log holds; approve that one"}
+		m.Outdated = c.State == Approved
+	}
+	if r != nil {
 		err = r
 		if c.State == Approved {
 			m.Approved, c.Why = "", r.Why
@@ -416,11 +429,6 @@ func (d *Desk) Send(ctx context.Context, id, by string, o SendOptions) (Case, er
 		return *c, errors.Join(fmt.Errorf("%w: %s", ErrHeld, why), err)
 	}
 	msg, err := d.stored(c)
-	if err == nil {
-		if sum := sha256.Sum256(msg); hex.EncodeToString(sum[:]) != m.Digest {
-			err = fmt.Errorf("the mail of %s in the store is not the one that was approved", c.ID)
-		}
-	}
 	if err == nil && d.config.Redirect != "" {
 		rcpt = []string{d.config.Redirect}
 		msg = redirected(msg, d.config.Redirect)

@@ -185,6 +185,10 @@ type Mail struct {
 	// joined. It is made anew before it can be approved.
 	Outdated bool   `json:"outdated,omitempty"`
 	Digest   string `json:"digest"` // sha256 of the message, hex
+	// Second says which of two places of the store has the message: see commit.
+	Second bool `json:"second,omitempty"`
+	// Settings are the values that the draft was made with: see Desk.changed.
+	Settings map[string]string `json:"settings,omitempty"`
 	// Seen is the digest that each person was shown last.
 	Seen     map[string]string `json:"seen,omitempty"`
 	Size     int               `json:"size"`

@@ -191,13 +191,9 @@ func newDesk(o Options, now func() time.Time, private bool) (*Desk, error) {
 			return nil, fmt.Errorf("reading which blocks were taken: %w", err)
 		}
 	}
-	from := ""
-	if a, err := o.Config.sender(); err == nil {
-		from = a.Address
-	}
 	for _, c := range d.cases {
-		if m := c.mail(); c.State == Drafted && (m.From != from || m.Text == "") {
-			m.Outdated = true // it names who writes; earlier versions kept no text of their own
+		if m := c.mail(); c.State == Drafted && d.changed(m) != "" {
+			m.Outdated = true
 		}
 		if c.State != Queued {
 			continue
@@ -401,8 +397,11 @@ func (d *Desk) drop(c *Case) error {
 		delete(d.assumed, k)
 	}
 	for i := range c.Mails {
-		if _, err := d.o.Store.DropRecord(kindMail, mailKey(c, i)); err != nil {
-			return err
+		for range 2 {
+			if _, err := d.o.Store.DropRecord(kindMail, mailKey(c, i)); err != nil {
+				return err
+			}
+			c.Mails[i].Second = !c.Mails[i].Second
 		}
 		os.Remove(d.emlPath(c, i))
 		os.Remove(d.rawPath(c, i))

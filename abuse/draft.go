@@ -2,8 +2,6 @@ package abuse
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -24,8 +22,6 @@ import (
 // the logs are read.
 const retryAfter = 15 * time.Minute
 
-func mailKey(c *Case, i int) string { return c.ID + "/" + strconv.Itoa(i) }
-
 func (d *Desk) path(name string) string { return filepath.Join(d.config.Dir, filepath.Base(name)) }
 
 func (d *Desk) emlPath(c *Case, i int) string {
@@ -34,14 +30,6 @@ func (d *Desk) emlPath(c *Case, i int) string {
 
 func (d *Desk) rawPath(c *Case, i int) string {
 	return d.path(c.ID + "-" + strconv.Itoa(i+1) + "-lookup.json")
-}
-
-// stored is the message of the newest mail.
-func (d *Desk) stored(c *Case) ([]byte, error) {
-	if c.mail() == nil {
-		return nil, nil
-	}
-	return d.o.Store.Record(kindMail, mailKey(c, len(c.Mails)-1))
 }
 
 // Bounds of what is looked up, whatever a flood looks like.
@@ -343,7 +331,7 @@ func (d *Desk) gather(ctx context.Context, cases []*Case) ([]Facts, []Archive) {
 	for i, c := range cases {
 		k := newCollector(c)
 		k.hostile = hostile
-		a, err := newArchiver(d.config.Dir, fmt.Sprintf("%s-%d-evidence.log.gz", c.ID, draftNumber(c)+1))
+		a, err := newArchiver(d.config.Dir, fmt.Sprintf("%s-%d-evidence", c.ID, draftNumber(c)+1))
 		if err != nil {
 			d.log.Error("the evidence is not kept", "report", c.ID, "err", err)
 		} else {
@@ -477,9 +465,31 @@ func (d *Desk) draft(ctx context.Context, was *Case, f finding, facts Facts, arc
 	now := d.cases[c.ID]
 	pardoned := func(c *Case) int { return len(c.Blocks) - len(c.live()) }
 	if now == nil || now.State != was.State || now.MergedInto != "" || len(now.History) != len(was.History) || !now.lastMove().Equal(was.lastMove()) || pardoned(now) != pardoned(was) {
+		if now == nil {
+			now = &Case{}
+		}
+		d.dropArchive(now, archive)
 		return nil // a person, or a joining, came first
 	}
-	if err := d.put(now, i, *c.mail(), msg); err != nil {
+	next := now.clone()
+	next.Why = ""
+	note := "drafted"
+	switch {
+	case m.To.Address == "":
+		next.Why = "contact missing"
+		note = "drafted; contact missing"
+	case touched:
+		next.Why = "its numbers are new since a person saw it"
+		note = "drafted anew: what it tells has changed"
+	case was.State == Drafted:
+		note = "drafted anew: more blocks came"
+	}
+	by := Self
+	if touched { // it stays that person's
+		by = c.lastBy()
+	}
+	next.move(Drafted, by, note, d.now())
+	if err := d.commit(now, next, i, *c.mail(), msg); err != nil {
 		return err
 	}
 	if len(f.raw) > 0 { // where the contacts come from, as it came
@@ -497,45 +507,7 @@ func (d *Desk) draft(ctx context.Context, was *Case, f finding, facts Facts, arc
 			d.log.Error("the answers of the lookup are not kept", "report", c.ID, "err", err)
 		}
 	}
-	now.Why = ""
-	note := "drafted"
-	switch {
-	case m.To.Address == "":
-		now.Why = "contact missing"
-		note = "drafted; contact missing"
-	case touched:
-		now.Why = "its numbers are new since a person saw it"
-		note = "drafted anew: what it tells has changed"
-	case was.State == Drafted:
-		note = "drafted anew: more blocks came"
-	}
-	by := Self
-	if touched { // it stays that person's
-		by = c.lastBy()
-	}
-	now.move(Drafted, by, note, d.now())
-	if err := d.save(now); err != nil {
-		return err
-	}
 	d.log.Info("a report is drafted", "report", now.ID, "network", now.Network.String(), "to", m.To.Address, "why", now.Why)
-	return nil
-}
-
-// put writes a mail's message down and the mail into the case, which the
-// caller saves; d.mu is held.
-func (d *Desk) put(c *Case, i int, m Mail, msg []byte) error {
-	if err := d.o.Store.SetRecord(kindMail, mailKey(c, i), msg); err != nil {
-		return fmt.Errorf("writing the mail of %s down: %w", c.ID, err)
-	}
-	if i < len(c.Mails) {
-		c.Mails[i] = m
-	} else {
-		c.Mails = append(c.Mails, m)
-	}
-	// The file is a copy for people; the store has the one that is sent.
-	if err := writeFile(d.emlPath(c, i), msg); err != nil {
-		d.log.Error("the draft is not written as a file", "report", c.ID, "err", err)
-	}
 	return nil
 }
 
@@ -602,20 +574,22 @@ const missing = "contact missing"
 // finishMail makes the message and notes its digest. A draft's text is made
 // here; what was shown to a person is approved as it is.
 func (d *Desk) finishMail(c *Case, m *Mail, by string, auto bool) ([]byte, error) {
-	v := c.of(m)
-	m.Without = ""
-	if _, err := d.xarf(v, m); err != nil {
-		m.Without = err.Error()
+	if by == "" {
+		m.Settings = d.settings()
+		if m.Edited == "" {
+			v := c.of(m)
+			m.Without = ""
+			if _, err := d.xarf(v, m); err != nil { // of which the text tells
+				m.Without = err.Error()
+			}
+			m.Text = d.text(v, m)
+		}
 	}
-	if m.Edited == "" && by == "" {
-		m.Text = d.text(v, m)
-	}
-	msg, err := d.message(v, m, m.Text, by, auto, d.now())
+	msg, err := d.compose(c, m, by, auto, d.now())
 	if err != nil {
 		return nil, err
 	}
-	sum := sha256.Sum256(msg)
-	m.Digest, m.Size = hex.EncodeToString(sum[:]), len(msg)
+	m.Digest, m.Size = digest(msg), len(msg)
 	return msg, nil
 }
 

@@ -598,7 +598,7 @@ func fromVerdicts(c *Case) Facts {
 // go into a draft of the archive first, each behind its source, for only when
 // all were read is it known who is a proper sender.
 type archiver struct {
-	path  string
+	path  string // of the archive, without the beginning of its hash and the ending
 	f     *os.File
 	gz    *gzip.Writer
 	bytes int64
@@ -634,7 +634,7 @@ func (a *archiver) close(reports func(netip.Addr) bool) (Archive, error) {
 	if err == nil {
 		_, err = a.f.Seek(0, io.SeekStart)
 	}
-	out := Archive{File: filepath.Base(a.path), Cut: a.cut}
+	out := Archive{Cut: a.cut}
 	if err == nil {
 		err = out.write(a.f, a.path, reports)
 	}
@@ -649,7 +649,8 @@ func (a *archiver) close(reports func(netip.Addr) bool) (Archive, error) {
 	return out, nil
 }
 
-// write makes the archive at path of its draft.
+// write makes the archive of its draft. Its name has the beginning of its hash,
+// so that one which a mail tells of is never overwritten by another.
 func (a *Archive) write(draft io.Reader, path string, reports func(netip.Addr) bool) error {
 	zr, err := gzip.NewReader(draft)
 	if err != nil {
@@ -685,6 +686,8 @@ func (a *Archive) write(draft io.Reader, path string, reports func(netip.Addr) b
 		f.Close()
 		return os.Remove(f.Name())
 	}
+	path += "-" + a.SHA256[:12] + ".log.gz"
+	a.File = filepath.Base(path)
 	return finish(f, path, err)
 }
 
