@@ -251,7 +251,8 @@ func (d *Desk) approve(id, by string, a Approval, auto bool) (Case, error) {
 		return Case{}, d.asSeen(now)
 	}
 	if r := d.barred(c, m); r != nil {
-		return Case{}, r
+		r, err := d.without(now, r)
+		return Case{}, errors.Join(r, err)
 	}
 	if m.To.Guess && !sameAddr(a.Guess, m.To.Address) {
 		return Case{}, &Refusal{m.To.Address + " is only a guess", "approve with --guess " + m.To.Address + " if you are sure"}
@@ -403,6 +404,10 @@ func (d *Desk) Send(ctx context.Context, id, by string, o SendOptions) (Case, er
 		m.Outdated = c.State == Approved
 	}
 	if r != nil {
+		if r, err = d.without(now, r); now.State == Drafted {
+			d.mu.Unlock()
+			return Case{}, errors.Join(r, err)
+		}
 		err = r
 		if c.State == Approved {
 			m.Approved, c.Why = "", r.Why

@@ -211,13 +211,16 @@ func (d *Desk) settle(id string, f finding, overrides []Override) *Case {
 	if c == nil || c.MergedInto != "" {
 		return nil
 	}
-	for _, p := range c.prefixes() {
-		if why := d.unreportable(p, c.ases(f.origin), overrides); why != "" {
+	n := len(c.Blocks)
+	if why := d.leaveOut(c, f.origin, overrides); why != "" {
+		if len(c.Blocks) == n { // nothing else is there
 			c.Why = why
 			c.move(Withdrawn, Self, why, d.now())
-			if err := d.save(c); err != nil {
-				d.log.Error("a report is not written down", "err", err)
-			}
+		}
+		if err := d.save(c); err != nil {
+			d.log.Error("a report is not written down", "err", err)
+		}
+		if c.State == Withdrawn {
 			return nil
 		}
 	}
@@ -338,7 +341,7 @@ func (d *Desk) gather(ctx context.Context, cases []*Case) ([]Facts, []Archive) {
 			k.archive = a
 		}
 		ks[i] = k
-		if begin := k.from.Add(-d.config.Baseline); from.IsZero() || begin.Before(from) {
+		if begin := k.began.Add(-d.config.Baseline); from.IsZero() || begin.Before(from) {
 			from = begin
 		}
 		if k.to.After(to) {

@@ -37,6 +37,9 @@ type Logs interface {
 type Facts struct {
 	First time.Time `json:"first,omitzero"` // of the connections counted
 	Last  time.Time `json:"last,omitzero"`
+	// Began is when the flood did, where that is longer ago than the log is
+	// read; else zero.
+	Began time.Time `json:"began,omitzero"`
 	// Connections is Taken, those that got a slot, plus Refused, those that
 	// the mail server turned away after it had accepted them.
 	Connections int `json:"connections"`
@@ -60,7 +63,7 @@ type Facts struct {
 	Others        int `json:"others_refused,omitempty"`
 	OthersSeconds int `json:"others_refused_seconds,omitempty"`
 	// Baseline is how many connections the same networks made in the
-	// BaselineDays before First; -1: not known.
+	// BaselineDays before the flood began; -1: not known.
 	Baseline     int     `json:"baseline"`
 	BaselineDays float64 `json:"baseline_days,omitempty"`
 	// FromLog: the numbers are from log lines; else from the detector alone.
@@ -144,6 +147,7 @@ type collector struct {
 	// from and to bound what is counted. began is when the flood did: what came
 	// before is the normal level. They differ in a follow-up.
 	began, from, to time.Time
+	cut             bool // began is longer ago than a case is read
 
 	sources   map[netip.Addr]*tally
 	proper    map[netip.Addr]bool      // delivered mail or logged in before; at most maxSources
@@ -203,10 +207,11 @@ func newCollector(c *Case) *collector {
 			k.to = to
 		}
 	}
+	k.began = k.from
 	if k.to.Sub(k.from) > maxSpan {
 		k.from = k.to.Add(-maxSpan)
+		k.cut = true
 	}
-	k.began = k.from
 	if !m.After.IsZero() {
 		for _, o := range all.Mails {
 			if f := o.Facts.First; !f.IsZero() && f.Before(k.began) {
@@ -431,6 +436,9 @@ func (k *collector) facts(reach time.Time, base time.Duration) Facts {
 	f.First, f.Last, f.Connections, f.Refused = sum.First, sum.Last, sum.Connections, sum.Refused
 	f.Taken = f.Connections - f.Refused
 	f.Others, f.OthersSeconds = k.nOthers, len(k.others)
+	if k.cut {
+		f.Began = k.began
+	}
 	f.Peak = min(k.peak(), f.Connections)
 	f.Millis = k.millis
 	f.Excerpt = excerpt(kept)

@@ -157,7 +157,8 @@ func (d *Desk) text(c *Case, m *Mail) string {
 		row("Of these", fmt.Sprintf("%d took a place in the mail server, %d were accepted and turned away because it was full or by its limits", f.Taken, f.Refused))
 	}
 	if f.Baseline >= 0 {
-		row("Normal level", fmt.Sprintf("%s in the %s before, from the same sources", plural(f.Baseline, "connection", "connections"), days(f.BaselineDays)))
+		row("Normal level", fmt.Sprintf("%s in the %s before%s, from the same sources", plural(f.Baseline, "connection", "connections"), days(f.BaselineDays),
+			map[bool]string{true: " it began"}[!f.Began.IsZero()]))
 	} else {
 		row("Normal level", "not known (our log does not reach back far enough)")
 	}
@@ -328,6 +329,9 @@ func (d *Desk) what(c *Case, m *Mail) string {
 		fmt.Fprintf(&b, "Addresses in %s", prefixWords(c.prefixes()))
 	}
 	fmt.Fprintf(&b, " opened %s to our mail server within %s.", plural(f.Connections, "TCP connection", "TCP connections"), span(f.duration()))
+	if !f.Began.IsZero() {
+		fmt.Fprintf(&b, " The flood began before, at %s; the numbers are of the last %s of it.", utc(f.Began), span(maxSpan))
+	}
 	if f.Messages == 0 {
 		b.WriteString(" No message was delivered.")
 	} else {

@@ -65,7 +65,7 @@ func reportsFaults(p *policy.Policy) error {
 }
 
 // openDesk makes the desk of the policy on a store. allowed lists what is
-// never reported; nil: only what the policy says. logs may be empty: commands
+// never reported. logs may be empty: commands
 // without a daemon make no drafts.
 func openDesk(p *policy.Policy, st *store.Store, allowed func() []netip.Prefix, logs []string, zone *time.Location, log *slog.Logger) (*abuse.Desk, error) {
 	c, err := reportsConfig(p)
@@ -73,9 +73,6 @@ func openDesk(p *policy.Policy, st *store.Store, allowed func() []netip.Prefix, 
 		return nil, err
 	}
 	o := abuse.Options{Config: c, Store: st, Log: log, Version: programVersion(), Spare: allowed}
-	if allowed == nil {
-		o.Spare = func() []netip.Prefix { return allowedBy(p) }
-	}
 	o.Blocked = func(a netip.Addr) (netip.Prefix, bool) {
 		blocks, _ := st.InForce(time.Now()) // damaged ones are not in it; the others count
 		for _, b := range blocks {

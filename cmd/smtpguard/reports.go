@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/smtpguard/smtpguard/abuse"
 	"github.com/smtpguard/smtpguard/control"
+	"github.com/smtpguard/smtpguard/guard"
 	"github.com/smtpguard/smtpguard/policy"
 	"github.com/smtpguard/smtpguard/store"
 )
@@ -62,6 +64,16 @@ type openReports struct {
 	control.Reports
 	*policy.Policy
 	daemon bool
+	// blind says what of the allowlist is not known; nil: nothing.
+	blind error
+}
+
+// seeing refuses to let a report go to somebody who may be allowed.
+func (r openReports) seeing() error {
+	if r.blind == nil {
+		return nil
+	}
+	return withHint(fmt.Errorf("what is allowed is never reported, but the allowlist is not known in full: %w", r.blind), "start the daemon, which looks it up, and try again")
 }
 
 // onReports opens the reports for as long as do takes, and turns its error
@@ -74,7 +86,7 @@ func (e *env) onReports(c *cli.Context, do func(openReports) error) error {
 	cl, err := control.Dial(c.Context, p.Control.Socket)
 	if err == nil {
 		defer cl.Close()
-		return reportError(do(openReports{cl, p, true}))
+		return reportError(do(openReports{cl, p, true, nil}))
 	}
 	if !errors.Is(err, control.ErrNoDaemon) {
 		return err
@@ -88,12 +100,13 @@ func (e *env) onReports(c *cli.Context, do func(openReports) error) error {
 		return err
 	}
 	defer st.Close()
-	d, err := openDesk(p, st, nil, nil, nil, nil)
+	allowed, blind := guard.AllowedAlone(c.Context, st, p, time.Now())
+	d, err := openDesk(p, st, func() []netip.Prefix { return allowed }, nil, nil, nil)
 	if err != nil {
 		return withHint(fmt.Errorf("the `reports:` section of the policy has faults: %w", err), "`smtpguard policy check` names them")
 	}
 	defer d.Close()
-	return reportError(do(openReports{control.Desk(d), p, false}))
+	return reportError(do(openReports{control.Desk(d), p, false, blind}))
 }
 
 // onReport is onReports for the commands that take one ID: they do something
@@ -303,6 +316,9 @@ func (e *env) editor(ctx context.Context, text string) (string, error) {
 
 func (e *env) reportsApprove(c *cli.Context) error {
 	return e.onReport(c, func(r openReports, id string) (abuse.Case, string, error) {
+		if err := r.seeing(); err != nil {
+			return abuse.Case{}, "", err
+		}
 		k, err := r.ApproveReport(c.Context, id, operator(), abuse.Approval{Guess: c.String("guess"), BlockedDesk: c.Bool("blocked-desk"), Digest: c.String("digest")})
 		if err != nil {
 			return k, "", err
@@ -322,6 +338,9 @@ func (e *env) reportsApprove(c *cli.Context) error {
 func (e *env) reportsSend(c *cli.Context) error {
 	return e.onReport(c, func(r openReports, id string) (abuse.Case, string, error) {
 		o := abuse.SendOptions{To: c.String("to"), Again: c.Bool("again")}
+		if err := r.seeing(); err != nil && o.To == "" {
+			return abuse.Case{}, "", err
+		}
 		k, err := r.SendReport(c.Context, id, operator(), o)
 		switch {
 		case err != nil:
