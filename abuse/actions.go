@@ -16,6 +16,9 @@ type Edit struct {
 	To     *string `json:"to,omitempty"`
 	Cc     *string `json:"cc,omitempty"` // "" takes it out
 	Format *Format `json:"format,omitempty"`
+	// Base is the digest, or its first 12 digits or more, of the draft that the
+	// person had in hand: of another one nothing is changed. Empty: whichever.
+	Base string `json:"base,omitempty"`
 }
 
 // Edit changes a draft, also an approved one, which must be approved again,
@@ -78,6 +81,10 @@ func (d *Desk) Edit(ctx context.Context, id, by string, e Edit) (Case, error) {
 
 // edited makes the changes that a person asks for in c, and names them.
 func (d *Desk) edited(c *Case, by string, e Edit) (changed []string, err error) {
+	if m := c.mail(); e.Base != "" && m != nil && !isDigest(e.Base, m.Digest) {
+		return nil, &Refusal{fmt.Sprintf("the draft was made anew or edited since you began (%s, by %s)", utc(c.lastMove()), c.lastBy()),
+			"look at it again with `smtpguard reports show " + c.ID + "`, and put your text into the new one"}
+	}
 	switch c.State {
 	case Drafted, Approved:
 	case Bounced:
@@ -295,12 +302,18 @@ func (d *Desk) approve(id, by string, a Approval, auto bool) (Case, error) {
 // minDigest is how many digits of a digest stand for all of it.
 const minDigest = 12
 
+// isDigest reports whether given, which a person has typed, stands for a
+// digest.
+func isDigest(given, digest string) bool {
+	return len(given) >= minDigest && strings.HasPrefix(digest, strings.ToLower(given))
+}
+
 // seenBy says what stands against a person approving the mail as it is: nil if
 // it is the one that this person names or was shown.
 func (m *Mail) seenBy(c *Case, by, digest string) *Refusal {
 	again := "look at it with `smtpguard reports show " + c.ID + "` first; a script passes --digest, which is there"
 	switch digest = strings.ToLower(digest); {
-	case digest != "" && (len(digest) < minDigest || !strings.HasPrefix(m.Digest, digest)):
+	case digest != "" && !isDigest(digest, m.Digest):
 		return &Refusal{"the draft is not the one with that digest (any more)", again}
 	case digest != "" || m.Seen[by] == m.Digest:
 		return nil
@@ -383,7 +396,13 @@ func (d *Desk) Send(ctx context.Context, id, by string, o SendOptions) (Case, er
 		return Case{}, err
 	}
 	d.learn(now)
-	if now.State != Approved && !(now.State == Doubtful && o.Again) {
+	if now.State == Doubtful && o.Again {
+		if err := d.deny(now, by); err != nil {
+			d.mu.Unlock()
+			return Case{}, err
+		}
+	}
+	if now.State != Approved {
 		state := now.State
 		d.mu.Unlock()
 		if state == Doubtful {
@@ -401,7 +420,7 @@ func (d *Desk) Send(ctx context.Context, id, by string, o SendOptions) (Case, er
 	r := d.barred(c, m)
 	if r == nil && spoilt != nil && m.Archive == evidence {
 		r = &Refusal{"its evidence is not what it says: " + clean(spoilt.Error(), 200), "a draft is made anew of what the log holds; approve that one"}
-		m.Outdated = c.State == Approved
+		m.Outdated = true
 	}
 	if r != nil {
 		if r, err = d.without(now, r); now.State == Drafted {
@@ -409,14 +428,12 @@ func (d *Desk) Send(ctx context.Context, id, by string, o SendOptions) (Case, er
 			return Case{}, errors.Join(r, err)
 		}
 		err = r
-		if c.State == Approved {
-			m.Approved, c.Why = "", r.Why
-			c.move(Drafted, Self, "not sent: "+r.Why, d.now())
-			if serr := d.save(c); serr == nil {
-				*now = *c
-			} else {
-				err = errors.Join(err, serr)
-			}
+		m.Approved, c.Why = "", r.Why
+		c.move(Drafted, Self, "not sent: "+r.Why, d.now())
+		if serr := d.save(c); serr == nil {
+			*now = *c
+		} else {
+			err = errors.Join(err, serr)
 		}
 		d.mu.Unlock()
 		return Case{}, err
@@ -532,7 +549,7 @@ func (m *Mail) attempt(a Attempt) {
 // mayHaveLeft reports whether the recipients may have got it: also while it is
 // under way, and after a crash.
 func (a Attempt) mayHaveLeft() bool {
-	return !a.Trial && !strings.HasPrefix(a.Result, string(refused)) && !strings.HasPrefix(a.Result, string(rejected))
+	return !a.Trial && a.Denied == "" && !strings.HasPrefix(a.Result, string(refused)) && !strings.HasPrefix(a.Result, string(rejected))
 }
 
 // tries is how often the mail was refused since something else came of it.
@@ -547,6 +564,25 @@ func (m *Mail) tries() (n int) {
 		}
 	}
 	return n
+}
+
+// deny notes a person's word that a doubtful mail did not leave: it is approved
+// as before. d.mu is held.
+func (d *Desk) deny(now *Case, by string) error {
+	c := now.clone()
+	m := c.mail()
+	for i := range m.Attempts {
+		if a := &m.Attempts[i]; a.mayHaveLeft() && !strings.HasPrefix(a.Result, string(taken)) {
+			a.Denied = by
+		}
+	}
+	c.Why = ""
+	c.move(Approved, by, "it did not leave", d.now())
+	if err := d.save(c); err != nil {
+		return err
+	}
+	*now = *c
+	return nil
 }
 
 // redirected puts another recipient into the header of a message, and the

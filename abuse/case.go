@@ -207,6 +207,8 @@ type Attempt struct {
 	// Result is empty while it is under way, and after a crash.
 	Result string `json:"result,omitempty"`
 	Trial  bool   `json:"trial,omitempty"` // redirected by a person; not the real one
+	// Denied is who said that a doubtful one did not leave.
+	Denied string `json:"denied_by,omitempty"`
 }
 
 // Archive is the full evidence, kept as a file.
@@ -354,6 +356,11 @@ func (c *Case) of(m *Mail) *Case {
 // live are the blocks that an operator did not take back.
 func (c *Case) live() []Ref {
 	return slices.DeleteFunc(slices.Clone(c.Blocks), func(r Ref) bool { return r.Pardoned })
+}
+
+// alive reports whether there are any of those.
+func (c *Case) alive() bool {
+	return slices.ContainsFunc(c.Blocks, func(r Ref) bool { return !r.Pardoned })
 }
 
 // prefixes are the blocked prefixes without those inside others, sorted.

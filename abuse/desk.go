@@ -360,6 +360,8 @@ func (d *Desk) makeRoom() bool {
 	var out *Case
 	rank := func(c *Case) int {
 		switch {
+		case c.counts(d.now(), d.config.Caps.Recipient), c.left():
+			return 3
 		case c.State.over():
 			return 0
 		case c.State == Gathering:
@@ -381,6 +383,28 @@ func (d *Desk) makeRoom() bool {
 		return false
 	}
 	return d.drop(out) == nil
+}
+
+// left reports whether a mail of the case has left, or may have.
+func (c *Case) left() bool {
+	return slices.ContainsFunc(c.Mails, func(m Mail) bool { return slices.ContainsFunc(m.Attempts, Attempt.mayHaveLeft) })
+}
+
+// counts reports whether a cap needs to know of the case: it was drafted within
+// a day, or sent within a day or the time of Caps.Recipient.
+func (c *Case) counts(now time.Time, recipient time.Duration) bool {
+	const day = 24 * time.Hour
+	for _, m := range c.Mails {
+		if now.Sub(m.Made) < day {
+			return true
+		}
+		for _, a := range m.Attempts {
+			if a.mayHaveLeft() && now.Sub(a.Begun) < max(day, recipient) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // drop forgets a case and what belongs to it; d.mu is held.
@@ -552,7 +576,7 @@ func (d *Desk) due() []string {
 	now := d.now()
 	var due []*Case
 	for _, c := range d.cases {
-		if len(c.live()) == 0 || c.MergedInto != "" || now.Before(d.retry[c.ID]) {
+		if !c.alive() || c.MergedInto != "" || now.Before(d.retry[c.ID]) {
 			continue
 		}
 		settled := now.Sub(c.LastBlock) >= d.config.Threshold.Settle
@@ -606,6 +630,8 @@ func (d *Desk) forget() {
 	for _, c := range d.cases {
 		quiet := now.Sub(c.LastBlock)
 		switch {
+		case c.counts(now, d.config.Caps.Recipient):
+			continue
 		case c.State == Gathering && quiet > d.config.Quiet+4*d.config.Threshold.Settle:
 		case c.State == Held && c.mail() == nil && quiet > 7*24*time.Hour:
 		case c.State != Approved && c.State != Queued && quiet > d.config.Keep && now.Sub(c.lastMove()) > d.config.Keep:

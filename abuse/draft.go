@@ -59,18 +59,16 @@ func (d *Desk) prepare(ctx context.Context, due []string) {
 		}
 		d.mu.Lock()
 		now := d.cases[id]
-		if now == nil || now.MergedInto != "" || len(now.live()) == 0 {
+		if now == nil || now.MergedInto != "" || !now.alive() {
 			d.mu.Unlock()
 			continue
 		}
-		c := now.clone()
-		m := c.mail()
-		if c.State == Drafted && (m.Edited != "" || c.lastBy() != Self) { // a person has chosen whom to write to
+		if now.State == Drafted && (now.mail().Edited != "" || now.lastBy() != Self) { // a person has chosen whom to write to
+			ready = append(ready, now.clone())
 			d.mu.Unlock()
-			ready = append(ready, c)
 			continue
 		}
-		fresh := c.State != Drafted // a new mail, not one made anew
+		fresh := now.State != Drafted // a new mail, not one made anew
 		why := ""
 		switch {
 		case fresh && made >= d.config.Caps.Drafts:
@@ -83,6 +81,7 @@ func (d *Desk) prepare(ctx context.Context, due []string) {
 			d.mu.Unlock()
 			continue
 		}
+		c := now.clone() // not before: thousands may be held
 		d.mu.Unlock()
 		if n >= roundLookups && d.config.Lookup.Online {
 			d.poke()
