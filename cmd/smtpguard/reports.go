@@ -39,6 +39,7 @@ func (e *env) reportsCommand() *cli.Command {
 					&cli.StringFlag{Name: "cc", Usage: `copy to ADDRESS; "" to nobody`},
 					&cli.StringFlag{Name: "format", Usage: "`FORMAT` is mixed, xarf, x-arf-0.2 or text"},
 					&cli.StringFlag{Name: "text", Usage: "the text is in `FILE` (-: standard input)"},
+					&cli.StringFlag{Name: "digest", Usage: "for scripts: only if the draft still has this `DIGEST`, as show prints it"},
 				}},
 			{Name: "approve", Usage: "let a draft go out as you have seen it with show", ArgsUsage: "ID", Action: e.reportsApprove,
 				Flags: []cli.Flag{
@@ -244,10 +245,13 @@ func (e *env) reportsEdit(c *cli.Context) error {
 		s := string(b)
 		ed.Text = &s
 	case ed == (abuse.Edit{}):
-		if err := e.editText(c, &ed); err != nil {
-			return err
-		}
+		return e.editText(c)
 	}
+	ed.Base = c.String("digest")
+	return e.applyEdit(c, ed)
+}
+
+func (e *env) applyEdit(c *cli.Context, ed abuse.Edit) error {
 	return e.onReport(c, func(r openReports, id string) (abuse.Case, string, error) {
 		k, err := r.EditReport(c.Context, id, operator(), ed)
 		return k, "is changed; `smtpguard reports show " + k.ID + "` shows it, approve lets it go", err
@@ -255,8 +259,8 @@ func (e *env) reportsEdit(c *cli.Context) error {
 }
 
 // editText lets a person change the text of a draft. The store is let go of
-// while that person thinks.
-func (e *env) editText(c *cli.Context, ed *abuse.Edit) error {
+// while that person thinks. A text that is not taken stays where it was written.
+func (e *env) editText(c *cli.Context) error {
 	id, err := oneReport(c)
 	if err != nil {
 		return err
@@ -269,49 +273,66 @@ func (e *env) editText(c *cli.Context, ed *abuse.Edit) error {
 		was = messageText(msg)
 		return err
 	})
-	if err != nil || k.State == abuse.Bounced { // of which a new mail is made
+	if err != nil {
 		return err
+	}
+	if k.State == abuse.Bounced { // of which a new mail is made
+		return e.applyEdit(c, abuse.Edit{})
 	}
 	if was == "" {
 		return &answerNo{k.ID + " has no draft yet"}
 	}
-	s, err := e.editor(c.Context, was)
-	if err != nil {
-		return err
-	}
-	if s == was {
+	file, s, err := e.editor(c.Context, was)
+	if err == nil && s == was {
+		os.Remove(file)
 		return &answerNo{"nothing was changed"}
 	}
-	ed.Text = &s
-	return nil
+	if err == nil {
+		err = e.applyEdit(c, abuse.Edit{Text: &s, Base: k.Mails[len(k.Mails)-1].Digest})
+	}
+	switch {
+	case file == "":
+		return err
+	case err == nil:
+		os.Remove(file)
+		return nil
+	}
+	fmt.Fprintf(e.stderr, "your text is kept in %s; `smtpguard reports edit %s --text %[1]s` takes it\n", file, k.ID)
+	return err
 }
 
-// editor lets a person change a text.
-func (e *env) editor(ctx context.Context, text string) (string, error) {
+// editor lets a person change a text, in a file that the caller removes; "" if
+// there is none.
+func (e *env) editor(ctx context.Context, text string) (file, changed string, err error) {
 	program := os.Getenv("VISUAL")
 	if program == "" {
 		program = os.Getenv("EDITOR")
 	}
 	if program == "" {
-		return "", withHint(errors.New("no editor is named"), "set EDITOR, or use --text FILE")
+		return "", "", withHint(errors.New("no editor is named"), "set EDITOR, or use --text FILE")
 	}
 	f, err := os.CreateTemp("", "smtpguard-report-*.txt")
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
-	defer os.Remove(f.Name())
 	_, err = f.WriteString(text)
 	if err := errors.Join(err, f.Close()); err != nil {
-		return "", err
+		os.Remove(f.Name())
+		return "", "", err
 	}
 	args := append(strings.Fields(program), f.Name())
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = e.stdin, e.stdout, e.stderr
 	if err := cmd.Run(); err != nil {
-		return "", fmt.Errorf("the editor %s: %w", program, err)
+		err = fmt.Errorf("the editor %s: %w", program, err)
+		if b, rerr := os.ReadFile(f.Name()); rerr != nil || string(b) == text { // nothing is lost
+			os.Remove(f.Name())
+			return "", "", err
+		}
+		return f.Name(), "", err
 	}
 	b, err := os.ReadFile(f.Name())
-	return string(b), err
+	return f.Name(), string(b), err
 }
 
 func (e *env) reportsApprove(c *cli.Context) error {
@@ -343,12 +364,14 @@ func (e *env) reportsSend(c *cli.Context) error {
 		}
 		k, err := r.SendReport(c.Context, id, operator(), o)
 		switch {
+		case errors.Is(err, control.ErrUnderWay) && o.To != "":
+			return k, "is still being handed over to " + o.To + " as a trial; `smtpguard reports show " + k.ID + "` tells how it ends", nil
+		case errors.Is(err, control.ErrUnderWay):
+			return k, "is still being handed over; `smtpguard reports list` tells how it ends", nil
 		case err != nil:
 			return k, "", err
 		case o.To != "":
 			return k, "went to " + o.To + " as a trial, and stays " + string(k.State), nil
-		case k.State == abuse.Queued:
-			return k, "is still being handed over; `smtpguard reports list` tells how it ends", nil
 		}
 		return k, "is sent to " + k.Mails[len(k.Mails)-1].To.Address, nil
 	})
