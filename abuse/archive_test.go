@@ -3,6 +3,7 @@ package abuse
 import (
 	"compress/gzip"
 	"context"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -121,5 +122,33 @@ func TestArchiveSpoilt(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// partLogs are logs of which a file could not be read.
+type partLogs struct{ Logs }
+
+func (p partLogs) Scan(ctx context.Context, from, to time.Time, fn func(*detector.Event, []byte) error) (time.Time, error) {
+	reach, err := p.Logs.Scan(ctx, from, to, fn)
+	return reach, &Unread{errors.Join(err, errors.New("reading mainlog.3.gz: unexpected EOF"))}
+}
+
+// TestPartOfTheLog: what could be read is evidence, and the draft says that it
+// is not all.
+func TestPartOfTheLog(t *testing.T) {
+	b := flooded(t, func(_ *Config, o *Options, l *floodLog) {
+		o.Logs = partLogs{&logText{text: l.b.String(), zone: l.zone}}
+	})
+	d, msg := b.drafted()
+	f := d.Mails[0].Facts
+	if !f.FromLog || f.Connections < 267 || f.Baseline != -1 || d.Mails[0].Archive.Lines == 0 {
+		t.Errorf("%+v", f)
+	}
+	if !strings.Contains(strings.Join(d.Mails[0].Warnings, "\n"), "mainlog.3.gz") {
+		t.Errorf("warnings: %q", d.Mails[0].Warnings)
+	}
+	_, ps := parts(t, msg)
+	if text := flat(ps[0].text); !strings.Contains(text, "A part of our log could not be read, so there may have been more.") || strings.Contains(text, "mainlog.3.gz") {
+		t.Errorf("%s", ps[0].text)
 	}
 }

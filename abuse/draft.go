@@ -353,7 +353,11 @@ func (d *Desk) gather(ctx context.Context, cases []*Case) ([]Facts, []Archive) {
 		}
 		return ctx.Err()
 	})
-	if err != nil {
+	var part *Unread
+	if errors.As(err, &part) && ctx.Err() == nil {
+		d.log.Error("a part of the log could not be read for evidence", "err", err)
+		err = nil
+	} else if part = nil; err != nil {
 		d.log.Error("the log could not be read for evidence; the detector's numbers are used", "err", err)
 	}
 	for i, k := range ks {
@@ -368,7 +372,11 @@ func (d *Desk) gather(ctx context.Context, cases []*Case) ([]Facts, []Archive) {
 		if err != nil {
 			continue
 		}
-		if f := k.facts(reach, d.config.Baseline); f.Connections > 0 {
+		f := k.facts(reach, d.config.Baseline)
+		if part != nil { // the normal level may be in what is missing
+			f.Unread, f.Baseline, f.BaselineDays = clean(part.Error(), 300), -1, 0
+		}
+		if f.Connections > 0 {
 			facts[i] = f
 		}
 	}
@@ -558,6 +566,9 @@ func (d *Desk) complete(c *Case, m *Mail) {
 	}
 	if m.Facts.Spared > 0 {
 		warn("%s"+sparedWarning, plural(m.Facts.Spared, "source", "sources"))
+	}
+	if m.Facts.Unread != "" {
+		warn("a part of the log could not be read, so the numbers are lower bounds: %s", m.Facts.Unread)
 	}
 	if !m.Facts.FromLog {
 		warn("no log line was found: the numbers are the detector's")

@@ -29,8 +29,16 @@ type Logs interface {
 	// Scan hands out the lines from one time to another, as far as the logs
 	// reach, with what was parsed of each; both are valid until fn returns.
 	// reach is the time of the oldest line that there is, zero if none.
+	// The error is an *Unread where all was handed out but what could not be
+	// read.
 	Scan(ctx context.Context, from, to time.Time, fn func(ev *detector.Event, line []byte) error) (reach time.Time, err error)
 }
+
+// Unread is the error of logs of which a part could not be read.
+type Unread struct{ Err error }
+
+func (u *Unread) Error() string { return u.Err.Error() }
+func (u *Unread) Unwrap() error { return u.Err }
 
 // Facts are the numbers of a report. Text, CSV and XARF are all made from
 // them.
@@ -68,6 +76,9 @@ type Facts struct {
 	BaselineDays float64 `json:"baseline_days,omitempty"`
 	// FromLog: the numbers are from log lines; else from the detector alone.
 	FromLog bool `json:"from_log"`
+	// Unread says what of the log could not be read: then the numbers are
+	// lower bounds. Empty: all of it was.
+	Unread string `json:"unread,omitempty"`
 	// Millis: the log's times have milliseconds.
 	Millis bool `json:"millis,omitempty"`
 	// Excerpt are lines made of parsed fields only.

@@ -152,3 +152,52 @@ func TestSubjectStays(t *testing.T) {
 		}
 	}
 }
+
+// TestNumbersAgree: what the parts of one mail say of a number is the same.
+func TestNumbersAgree(t *testing.T) {
+	b := flooded(t, nil)
+	_, msg := b.approved()
+	_, ps := parts(t, msg)
+	text := flat(ps[0].text)
+	var x struct {
+		Connections int `json:"connection_count"`
+		Sources     int `json:"source_count"`
+		Seconds     int `json:"duration_seconds"`
+		Description string
+	}
+	if err := json.Unmarshal([]byte(named(t, ps, "xarf.json")), &x); err != nil {
+		t.Fatal(err)
+	}
+	rows, sum, refused := -1, 0, 0
+	for line := range strings.Lines(named(t, ps, "sources.csv")) {
+		if rows++; rows == 0 {
+			continue
+		}
+		f := strings.Split(strings.TrimSpace(line), ",")
+		var n, r int
+		fmt.Sscan(f[6], &n)
+		fmt.Sscan(f[7], &r)
+		sum, refused = sum+n, refused+r
+	}
+	if rows != x.Sources || sum != x.Connections {
+		t.Errorf("sources.csv has %d sources and %d connections, the XARF %d and %d", rows, sum, x.Sources, x.Connections)
+	}
+	for _, s := range []string{
+		fmt.Sprintf("%d addresses in 198.51.100.0/24 opened %d TCP connections to our mail server within %d seconds", rows, sum, x.Seconds),
+		fmt.Sprintf("%d took a place in the mail server, %d were accepted and turned away", sum-refused, refused),
+		fmt.Sprintf("%d of %d lines, all in our archive", strings.Count(named(t, ps, "evidence.txt"), "\n"), sum),
+	} {
+		if !strings.Contains(text, s) {
+			t.Errorf("the text does not say %q:\n%s", s, ps[0].text)
+		}
+	}
+	for _, c := range []struct {
+		n    int
+		d    time.Duration
+		want string
+	}{{366, 20 * time.Second, "18.3 per second"}, {3000, 40 * time.Hour, "1.2 per minute"}, {5, 10 * time.Hour, "0.5 per hour"}} {
+		if got := rate(c.n, c.d); got != c.want {
+			t.Errorf("%d in %s is %q, want %q", c.n, c.d, got, c.want)
+		}
+	}
+}
