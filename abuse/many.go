@@ -7,11 +7,13 @@ import (
 	"github.com/smtpguard/smtpguard/detector"
 )
 
+// maxRefs blocks of a case are kept one by one: their source is accused, what is
+// lifted of them is learnt. Those that come after are in Case.Rest. Tests have
+// less.
+var maxRefs = 4000
+
 // Bounds of the blocks that a case keeps.
 const (
-	// maxRefs are kept one by one: their source is accused, what is lifted of
-	// them is learnt. Those that come after are in Case.Rest.
-	maxRefs = 4000
 	// maxFull of them have all the evidence of their verdict, the first and the
 	// last ones; the others one line each, for its source port.
 	maxFull = 500

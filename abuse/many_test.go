@@ -33,32 +33,39 @@ func swarm(n int) (blocks []Block, log string) {
 	return blocks, l.b.String()
 }
 
+// fewRefs lets a case keep n blocks.
+func fewRefs(t *testing.T, n int) {
+	was := maxRefs
+	maxRefs = n
+	t.Cleanup(func() { maxRefs = was })
+}
+
 // TestManyBlocks: a case of thousands of blocks counts each of its sources, and
 // none of them as a victim.
 func TestManyBlocks(t *testing.T) {
 	for _, fromLog := range []bool{true, false} {
-		blocks, log := swarm(2000)
+		blocks, log := swarm(1200)
 		o := Options{}
 		if fromLog {
 			o.Logs = &logText{text: log, zone: time.UTC}
 		}
 		b := newBench(t, testConfig(t), o)
 		b.wide()
-		for i := 0; i < len(blocks); i += 500 {
-			if err := b.Take(blocks[i : i+500]...); err != nil {
+		for i := 0; i < len(blocks); i += 400 {
+			if err := b.Take(blocks[i : i+400]...); err != nil {
 				t.Fatal(err)
 			}
 		}
 		d, msg := b.drafted()
 		f := d.Mails[0].Facts
-		if n, exact := f.addresses(); n != 2000 || !exact || f.Connections != 8000 || f.Refused != 2000 || f.Others != 0 {
+		if n, exact := f.addresses(); n != 1200 || !exact || f.Connections != 4800 || f.Refused != 1200 || f.Others != 0 {
 			t.Errorf("from the log: %v: %d sources (%v), %d connections, %d refused, %d of others", fromLog, n, exact, f.Connections, f.Refused, f.Others)
 		}
 		_, ps := parts(t, msg)
-		if rows := strings.Count(named(t, ps, "sources.csv"), "\n"); rows != 2001 {
+		if rows := strings.Count(named(t, ps, "sources.csv"), "\n"); rows != 1201 {
 			t.Errorf("from the log: %v: sources.csv has %d lines", fromLog, rows)
 		}
-		if text := flat(ps[0].text); !strings.Contains(text, "2000 addresses in 198.51.0.0/20 opened 8000 TCP connections") || strings.Contains(text, "other networks") {
+		if text := flat(ps[0].text); !strings.Contains(text, "1200 addresses in 198.51.0.0/21 opened 4800 TCP connections") || strings.Contains(text, "other networks") {
 			t.Errorf("from the log: %v:\n%s", fromLog, ps[0].text)
 		}
 		v := must(json.Marshal(d))
@@ -72,6 +79,7 @@ func TestManyBlocks(t *testing.T) {
 // TestMoreBlocksThanACaseHolds: what finds no room is counted and told as such,
 // and is no victim.
 func TestMoreBlocksThanACaseHolds(t *testing.T) {
+	fewRefs(t, 400)
 	blocks, log := swarm(maxRefs + 300)
 	b := newBench(t, testConfig(t), Options{Logs: &logText{text: log, zone: time.UTC}})
 	b.wide()
@@ -117,6 +125,7 @@ func TestMoreBlocksThanACaseHolds(t *testing.T) {
 // TestSubjectStays: blocks that come between show and approve change nothing
 // of the mail.
 func TestSubjectStays(t *testing.T) {
+	fewRefs(t, 600)
 	b := newBench(t, testConfig(t), Options{})
 	b.wide()
 	var blocks []Block
