@@ -3,8 +3,6 @@ package abuse
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -18,6 +16,9 @@ type Edit struct {
 	To     *string `json:"to,omitempty"`
 	Cc     *string `json:"cc,omitempty"` // "" takes it out
 	Format *Format `json:"format,omitempty"`
+	// Base is the digest, or its first 12 digits or more, of the draft that the
+	// person had in hand: of another one nothing is changed. Empty: whichever.
+	Base string `json:"base,omitempty"`
 }
 
 // Edit changes a draft, also an approved one, which must be approved again,
@@ -67,23 +68,23 @@ func (d *Desk) Edit(ctx context.Context, id, by string, e Edit) (Case, error) {
 	if saw {
 		m.see(by)
 	}
-	if err := d.put(c, len(c.Mails)-1, *m, msg); err != nil {
-		return Case{}, err
-	}
 	c.Why = ""
 	if m.To.Address == "" {
 		c.Why = missing
 	}
 	c.move(Drafted, by, "edited: "+strings.Join(changed, ", "), d.now())
-	if err := d.save(c); err != nil {
+	if err := d.commit(now, c, len(c.Mails)-1, *m, msg); err != nil {
 		return Case{}, err
 	}
-	*now = *c
 	return *c.clone(), nil
 }
 
 // edited makes the changes that a person asks for in c, and names them.
 func (d *Desk) edited(c *Case, by string, e Edit) (changed []string, err error) {
+	if m := c.mail(); e.Base != "" && m != nil && !isDigest(e.Base, m.Digest) {
+		return nil, &Refusal{fmt.Sprintf("the draft was made anew or edited since you began (%s, by %s)", utc(c.lastMove()), c.lastBy()),
+			"look at it again with `smtpguard reports show " + c.ID + "`, and put your text into the new one"}
+	}
 	switch c.State {
 	case Drafted, Approved:
 	case Bounced:
@@ -255,8 +256,12 @@ func (d *Desk) approve(id, by string, a Approval, auto bool) (Case, error) {
 	if _, err := d.config.sender(); err != nil || d.config.From == "" {
 		return Case{}, &Refusal{"reports.from is not set", "name a mailbox that a person reads, as in \"Example Mail abuse desk <abuse@example.net>\""}
 	}
+	if d.changed(m) != "" { // which barred would call outdated
+		return Case{}, d.asSeen(now)
+	}
 	if r := d.barred(c, m); r != nil {
-		return Case{}, r
+		r, err := d.without(now, r)
+		return Case{}, errors.Join(r, err)
 	}
 	if m.To.Guess && !sameAddr(a.Guess, m.To.Address) {
 		return Case{}, &Refusal{m.To.Address + " is only a guess", "approve with --guess " + m.To.Address + " if you are sure"}
@@ -272,6 +277,9 @@ func (d *Desk) approve(id, by string, a Approval, auto bool) (Case, error) {
 	} else if r := m.seenBy(c, by, a.Digest); r != nil {
 		return Case{}, r
 	}
+	if err := d.asSeen(now); err != nil {
+		return Case{}, err
+	}
 	d.blockedDesk(c, m) // the blocks of now, not of when it was drafted
 	if len(m.Desk) > 0 && !a.BlockedDesk {
 		return Case{}, &Refusal{fmt.Sprintf("the desk's own mail server %s is inside what we block, so its answers cannot reach us", m.Desk[0]),
@@ -286,15 +294,11 @@ func (d *Desk) approve(id, by string, a Approval, auto bool) (Case, error) {
 	if !auto {
 		m.Hand = by
 	}
-	if err := d.put(c, len(c.Mails)-1, *m, msg); err != nil {
-		return Case{}, err
-	}
 	c.Why = ""
 	c.move(Approved, by, "to "+m.To.Address, d.now())
-	if err := d.save(c); err != nil {
+	if err := d.commit(now, c, len(c.Mails)-1, *m, msg); err != nil {
 		return Case{}, err
 	}
-	*now = *c
 	d.step("approved")
 	d.poke()
 	return *c.clone(), nil
@@ -303,12 +307,18 @@ func (d *Desk) approve(id, by string, a Approval, auto bool) (Case, error) {
 // minDigest is how many digits of a digest stand for all of it.
 const minDigest = 12
 
+// isDigest reports whether given, which a person has typed, stands for a
+// digest.
+func isDigest(given, digest string) bool {
+	return len(given) >= minDigest && strings.HasPrefix(digest, strings.ToLower(given))
+}
+
 // seenBy says what stands against a person approving the mail as it is: nil if
 // it is the one that this person names or was shown.
 func (m *Mail) seenBy(c *Case, by, digest string) *Refusal {
 	again := "look at it with `smtpguard reports show " + c.ID + "` first; a script passes --digest, which is there"
 	switch digest = strings.ToLower(digest); {
-	case digest != "" && (len(digest) < minDigest || !strings.HasPrefix(m.Digest, digest)):
+	case digest != "" && !isDigest(digest, m.Digest):
 		return &Refusal{"the draft is not the one with that digest (any more)", again}
 	case digest != "" || m.Seen[by] == m.Digest:
 		return nil
@@ -376,8 +386,26 @@ func (d *Desk) Send(ctx context.Context, id, by string, o SendOptions) (Case, er
 		d.mu.Unlock()
 		return Case{}, err
 	}
+	var evidence Archive
+	if m := now.mail(); m != nil {
+		evidence = m.Archive
+	}
+	d.mu.Unlock()
+	spoilt := d.checkArchive(evidence) // which may be long
+
+	d.mu.Lock()
+	if now, err = d.get(id); err != nil {
+		d.mu.Unlock()
+		return Case{}, err
+	}
 	d.learn(now)
-	if now.State != Approved && !(now.State == Doubtful && o.Again) {
+	if now.State == Doubtful && o.Again {
+		if err := d.deny(now, by); err != nil {
+			d.mu.Unlock()
+			return Case{}, err
+		}
+	}
+	if now.State != Approved {
 		state := now.State
 		d.mu.Unlock()
 		if state == Doubtful {
@@ -396,16 +424,22 @@ func (d *Desk) Send(ctx context.Context, id, by string, o SendOptions) (Case, er
 	if r == nil && m.Approved == Self {
 		r = d.waitsStill(c)
 	}
+	if r == nil && spoilt != nil && m.Archive == evidence {
+		r = &Refusal{"its evidence is not what it says: " + clean(spoilt.Error(), 200), "a draft is made anew of what the log holds; approve that one"}
+		m.Outdated = true
+	}
 	if r != nil {
+		if r, err = d.without(now, r); now.State == Drafted {
+			d.mu.Unlock()
+			return Case{}, errors.Join(r, err)
+		}
 		err = r
-		if c.State == Approved {
-			m.Approved, c.Why = "", r.Why
-			c.move(Drafted, Self, "not sent: "+r.Why, d.now())
-			if serr := d.save(c); serr == nil {
-				*now = *c
-			} else {
-				err = errors.Join(err, serr)
-			}
+		m.Approved, c.Why = "", r.Why
+		c.move(Drafted, Self, "not sent: "+r.Why, d.now())
+		if serr := d.save(c); serr == nil {
+			*now = *c
+		} else {
+			err = errors.Join(err, serr)
 		}
 		d.mu.Unlock()
 		return Case{}, err
@@ -423,11 +457,6 @@ func (d *Desk) Send(ctx context.Context, id, by string, o SendOptions) (Case, er
 		return *c, errors.Join(fmt.Errorf("%w: %s", ErrHeld, why), err)
 	}
 	msg, err := d.stored(c)
-	if err == nil {
-		if sum := sha256.Sum256(msg); hex.EncodeToString(sum[:]) != m.Digest {
-			err = fmt.Errorf("the mail of %s in the store is not the one that was approved", c.ID)
-		}
-	}
 	if err == nil && d.config.Redirect != "" {
 		rcpt = []string{d.config.Redirect}
 		msg = redirected(msg, d.config.Redirect)
@@ -529,7 +558,7 @@ func (m *Mail) attempt(a Attempt) {
 // mayHaveLeft reports whether the recipients may have got it: also while it is
 // under way, and after a crash.
 func (a Attempt) mayHaveLeft() bool {
-	return !a.Trial && !strings.HasPrefix(a.Result, string(refused)) && !strings.HasPrefix(a.Result, string(rejected))
+	return !a.Trial && a.Denied == "" && !strings.HasPrefix(a.Result, string(refused)) && !strings.HasPrefix(a.Result, string(rejected))
 }
 
 // tries is how often the mail was refused since something else came of it.
@@ -544,6 +573,25 @@ func (m *Mail) tries() (n int) {
 		}
 	}
 	return n
+}
+
+// deny notes a person's word that a doubtful mail did not leave: it is approved
+// as before. d.mu is held.
+func (d *Desk) deny(now *Case, by string) error {
+	c := now.clone()
+	m := c.mail()
+	for i := range m.Attempts {
+		if a := &m.Attempts[i]; a.mayHaveLeft() && !strings.HasPrefix(a.Result, string(taken)) {
+			a.Denied = by
+		}
+	}
+	c.Why = ""
+	c.move(Approved, by, "it did not leave", d.now())
+	if err := d.save(c); err != nil {
+		return err
+	}
+	*now = *c
+	return nil
 }
 
 // redirected puts another recipient into the header of a message, and the

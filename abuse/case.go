@@ -113,11 +113,12 @@ type Case struct {
 	Opened     time.Time `json:"opened"`
 	FirstBlock time.Time `json:"first_block"`
 	LastBlock  time.Time `json:"last_block"`
-	// LastID is the highest Block.ID taken. Blocks are at most maxRefs; all
-	// are counted in BlockCount.
+	// LastID is the highest Block.ID taken. Blocks are at most maxRefs, Rest is
+	// what is over that; all are counted in BlockCount.
 	LastID     uint64 `json:"last_id"`
 	Blocks     []Ref  `json:"blocks"`
 	BlockCount int    `json:"block_count"`
+	Rest       Rest   `json:"rest,omitzero"`
 	// Connections and Held are what the verdicts say, for the threshold.
 	Connections int `json:"connections"`
 	Held        int `json:"held"`
@@ -197,6 +198,10 @@ type Mail struct {
 	// joined. It is made anew before it can be approved.
 	Outdated bool   `json:"outdated,omitempty"`
 	Digest   string `json:"digest"` // sha256 of the message, hex
+	// Second says which of two places of the store has the message: see commit.
+	Second bool `json:"second,omitempty"`
+	// Settings are the values that the draft was made with: see Desk.changed.
+	Settings map[string]string `json:"settings,omitempty"`
 	// Seen is the digest that each person was shown last.
 	Seen     map[string]string `json:"seen,omitempty"`
 	Size     int               `json:"size"`
@@ -215,6 +220,8 @@ type Attempt struct {
 	// Result is empty while it is under way, and after a crash.
 	Result string `json:"result,omitempty"`
 	Trial  bool   `json:"trial,omitempty"` // redirected by a person; not the real one
+	// Denied is who said that a doubtful one did not leave.
+	Denied string `json:"denied_by,omitempty"`
 }
 
 // Archive is the full evidence, kept as a file.
@@ -228,7 +235,6 @@ type Archive struct {
 
 // Bounds of what a case remembers, against floods that never end.
 const (
-	maxRefs    = 500
 	maxHistory = 200
 	maxNotes   = 50
 	maxCases   = 10_000
@@ -276,20 +282,22 @@ func (c *Case) take(b Block) bool {
 		c.Connections += v.Opens + v.Refused
 		c.Held = max(c.Held, v.Held)
 	}
-	if len(c.Blocks) >= maxRefs {
-		c.Blocks = slices.Delete(c.Blocks, maxRefs/2, maxRefs/2+1)
-	}
-	c.Blocks = append(c.Blocks, Ref(b))
+	c.keep(Ref(b))
 	return true
 }
 
 // adopt adds blocks of another case. Those that are there already are known by
 // their ID.
 func (c *Case) adopt(refs []Ref) {
+	there := map[uint64]bool{}
+	for _, r := range c.Blocks {
+		there[r.ID] = true
+	}
 	for _, r := range refs {
-		if slices.ContainsFunc(c.Blocks, func(o Ref) bool { return o.ID == r.ID }) {
+		if there[r.ID] {
 			continue
 		}
+		there[r.ID] = true
 		last := c.LastID
 		c.LastID = 0
 		c.take(Block(r))
@@ -298,6 +306,21 @@ func (c *Case) adopt(refs []Ref) {
 	if c.State == Drafted {
 		c.mail().Outdated = true
 	}
+}
+
+// absorb takes over all of another case.
+func (c *Case) absorb(o *Case) {
+	c.adopt(o.Blocks)
+	r := o.Rest
+	o.Rest = Rest{}
+	for _, p := range r.Networks {
+		c.Rest.cover(p)
+	}
+	c.Rest.Blocks += r.Blocks
+	c.Rest.Connections += r.Connections
+	c.Connections += r.Connections
+	c.Rest.LastID = max(c.Rest.LastID, r.LastID)
+	c.BlockCount += r.Blocks
 }
 
 // give takes the blocks that move says out of the case.
@@ -337,6 +360,9 @@ func (c *Case) of(m *Mail) *Case {
 	v.Blocks = slices.DeleteFunc(slices.Clone(c.Blocks), func(r Ref) bool {
 		return r.ID != 0 && (r.ID <= m.AfterID || r.ID > m.LastID)
 	})
+	if v.Rest.LastID <= m.AfterID {
+		v.Rest.Blocks = 0
+	}
 	return &v
 }
 
@@ -345,26 +371,18 @@ func (c *Case) live() []Ref {
 	return slices.DeleteFunc(slices.Clone(c.Blocks), func(r Ref) bool { return r.Pardoned })
 }
 
+// alive reports whether there are any of those.
+func (c *Case) alive() bool {
+	return slices.ContainsFunc(c.Blocks, func(r Ref) bool { return !r.Pardoned })
+}
+
 // prefixes are the blocked prefixes without those inside others, sorted.
 func (c *Case) prefixes() []netip.Prefix {
 	var all []netip.Prefix
 	for _, r := range c.live() {
 		all = append(all, r.Prefix.Masked())
 	}
-	slices.SortFunc(all, func(a, b netip.Prefix) int {
-		if a.Bits() != b.Bits() {
-			return a.Bits() - b.Bits()
-		}
-		return a.Addr().Compare(b.Addr())
-	})
-	var outer []netip.Prefix
-	for _, p := range all {
-		if !slices.ContainsFunc(outer, func(o netip.Prefix) bool { return o.Overlaps(p) }) {
-			outer = append(outer, p)
-		}
-	}
-	slices.SortFunc(outer, netip.Prefix.Compare)
-	return outer
+	return outermost(all)
 }
 
 // clone is a deep copy.

@@ -195,13 +195,9 @@ func newDesk(o Options, now func() time.Time, private bool) (*Desk, error) {
 	if err := d.readWithdrawn(); err != nil {
 		return nil, err
 	}
-	from := ""
-	if a, err := o.Config.sender(); err == nil {
-		from = a.Address
-	}
 	for _, c := range d.cases {
-		if m := c.mail(); c.State == Drafted && (m.From != from || m.Text == "") {
-			m.Outdated = true // it names who writes; earlier versions kept no text of their own
+		if m := c.mail(); c.State == Drafted && d.changed(m) != "" {
+			m.Outdated = true
 		}
 		if c.State != Queued {
 			continue
@@ -369,6 +365,8 @@ func (d *Desk) makeRoom() bool {
 	var out *Case
 	rank := func(c *Case) int {
 		switch {
+		case c.counts(d.now(), d.config.Caps.Recipient), c.left():
+			return 3
 		case c.State.over():
 			return 0
 		case c.State == Gathering:
@@ -392,6 +390,28 @@ func (d *Desk) makeRoom() bool {
 	return d.drop(out) == nil
 }
 
+// left reports whether a mail of the case has left, or may have.
+func (c *Case) left() bool {
+	return slices.ContainsFunc(c.Mails, func(m Mail) bool { return slices.ContainsFunc(m.Attempts, Attempt.mayHaveLeft) })
+}
+
+// counts reports whether a cap needs to know of the case: it was drafted within
+// a day, or sent within a day or the time of Caps.Recipient.
+func (c *Case) counts(now time.Time, recipient time.Duration) bool {
+	const day = 24 * time.Hour
+	for _, m := range c.Mails {
+		if now.Sub(m.Made) < day {
+			return true
+		}
+		for _, a := range m.Attempts {
+			if a.mayHaveLeft() && now.Sub(a.Begun) < max(day, recipient) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // drop forgets a case and what belongs to it; d.mu is held.
 func (d *Desk) drop(c *Case) error {
 	if _, err := d.o.Store.DropRecord(kindCase, c.ID); err != nil {
@@ -406,8 +426,11 @@ func (d *Desk) drop(c *Case) error {
 		delete(d.assumed, k)
 	}
 	for i := range c.Mails {
-		if _, err := d.o.Store.DropRecord(kindMail, mailKey(c, i)); err != nil {
-			return err
+		for range 2 {
+			if _, err := d.o.Store.DropRecord(kindMail, mailKey(c, i)); err != nil {
+				return err
+			}
+			c.Mails[i].Second = !c.Mails[i].Second
 		}
 		os.Remove(d.emlPath(c, i))
 		os.Remove(d.rawPath(c, i))
@@ -558,7 +581,7 @@ func (d *Desk) due() []string {
 	now := d.now()
 	var due []*Case
 	for _, c := range d.cases {
-		if len(c.live()) == 0 || c.MergedInto != "" || now.Before(d.retry[c.ID]) {
+		if !c.alive() || c.MergedInto != "" || now.Before(d.retry[c.ID]) {
 			continue
 		}
 		settled := now.Sub(c.LastBlock) >= d.config.Threshold.Settle
@@ -613,6 +636,8 @@ func (d *Desk) forget() {
 	for _, c := range d.cases {
 		quiet := now.Sub(c.LastBlock)
 		switch {
+		case c.counts(now, d.config.Caps.Recipient):
+			continue
 		case c.State == Gathering && quiet > d.config.Quiet+4*d.config.Threshold.Settle:
 		case c.State == Held && c.mail() == nil && quiet > 7*24*time.Hour:
 		case c.State != Approved && c.State != Queued && quiet > d.config.Keep && now.Sub(c.lastMove()) > d.config.Keep:

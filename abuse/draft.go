@@ -2,8 +2,6 @@ package abuse
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -24,8 +22,6 @@ import (
 // the logs are read.
 const retryAfter = 15 * time.Minute
 
-func mailKey(c *Case, i int) string { return c.ID + "/" + strconv.Itoa(i) }
-
 func (d *Desk) path(name string) string { return filepath.Join(d.config.Dir, filepath.Base(name)) }
 
 func (d *Desk) emlPath(c *Case, i int) string {
@@ -34,14 +30,6 @@ func (d *Desk) emlPath(c *Case, i int) string {
 
 func (d *Desk) rawPath(c *Case, i int) string {
 	return d.path(c.ID + "-" + strconv.Itoa(i+1) + "-lookup.json")
-}
-
-// stored is the message of the newest mail.
-func (d *Desk) stored(c *Case) ([]byte, error) {
-	if c.mail() == nil {
-		return nil, nil
-	}
-	return d.o.Store.Record(kindMail, mailKey(c, len(c.Mails)-1))
 }
 
 // Bounds of what is looked up, whatever a flood looks like.
@@ -71,22 +59,20 @@ func (d *Desk) prepare(ctx context.Context, due []string) {
 		}
 		d.mu.Lock()
 		now := d.cases[id]
-		if now == nil || now.MergedInto != "" || len(now.live()) == 0 {
+		if now == nil || now.MergedInto != "" || !now.alive() {
 			d.mu.Unlock()
 			continue
 		}
-		c := now.clone()
-		m := c.mail()
-		if c.State == Drafted && (m.Hand != "" || !c.asks(d.now())) { // a person has put a hand on it, or nothing is missing
+		if now.State == Drafted && (now.mail().Hand != "" || !now.asks(d.now())) { // a person has put a hand on it, or nothing is missing
+			ready = append(ready, now.clone())
 			d.mu.Unlock()
-			ready = append(ready, c)
 			continue
 		}
 		if now.Certain && d.waitsForPerson(now) {
 			d.mu.Unlock()
 			continue
 		}
-		fresh := c.State != Drafted // a new mail, not one made anew
+		fresh := now.State != Drafted // a new mail, not one made anew
 		why := ""
 		switch {
 		case fresh && made >= d.config.Caps.Drafts:
@@ -98,11 +84,12 @@ func (d *Desk) prepare(ctx context.Context, due []string) {
 			if fresh {
 				d.hold(id, why)
 			} else { // with the recipients that it has
-				ready = append(ready, c)
+				ready = append(ready, now.clone())
 			}
 			d.mu.Unlock()
 			continue
 		}
+		c := now.clone() // not before: thousands may be held
 		d.mu.Unlock()
 		if n >= roundLookups && d.config.Lookup.Online {
 			d.poke()
@@ -260,13 +247,16 @@ func (d *Desk) settle(id string, f finding, overrides []Override) *Case {
 	if c == nil || c.MergedInto != "" {
 		return nil
 	}
-	for _, p := range c.prefixes() {
-		if why := d.unreportable(p, c.ases(f.origin), overrides, c.mail()); why != "" {
+	n := len(c.Blocks)
+	if why := d.leaveOut(c, f.origin, overrides); why != "" {
+		if len(c.Blocks) == n { // nothing else is there
 			c.Why = why
 			c.move(Withdrawn, Self, why, d.now())
-			if err := d.save(c); err != nil {
-				d.log.Error("a report is not written down", "err", err)
-			}
+		}
+		if err := d.save(c); err != nil {
+			d.log.Error("a report is not written down", "err", err)
+		}
+		if c.State == Withdrawn {
 			return nil
 		}
 	}
@@ -357,7 +347,7 @@ func (d *Desk) split(c *Case, inside func(netip.Prefix) bool) error {
 // join moves the blocks of one case into another; d.mu is held. The target is
 // written first: a block in both is known by its ID.
 func (d *Desk) join(into, from *Case) error {
-	into.adopt(from.Blocks)
+	into.absorb(from)
 	if err := d.save(into); err != nil {
 		return err
 	}
@@ -385,14 +375,14 @@ func (d *Desk) gather(ctx context.Context, cases []*Case) ([]Facts, []Archive) {
 	for i, c := range cases {
 		k := newCollector(c)
 		k.hostile = hostile
-		a, err := newArchiver(d.config.Dir, fmt.Sprintf("%s-%d-evidence.log.gz", c.ID, draftNumber(c)+1))
+		a, err := newArchiver(d.config.Dir, fmt.Sprintf("%s-%d-evidence", c.ID, draftNumber(c)+1))
 		if err != nil {
 			d.log.Error("the evidence is not kept", "report", c.ID, "err", err)
 		} else {
 			k.archive = a
 		}
 		ks[i] = k
-		if begin := k.from.Add(-d.config.Baseline); from.IsZero() || begin.Before(from) {
+		if begin := k.began.Add(-d.config.Baseline); from.IsZero() || begin.Before(from) {
 			from = begin
 		}
 		if k.to.After(to) {
@@ -405,7 +395,11 @@ func (d *Desk) gather(ctx context.Context, cases []*Case) ([]Facts, []Archive) {
 		}
 		return ctx.Err()
 	})
-	if err != nil {
+	var part *Unread
+	if errors.As(err, &part) && ctx.Err() == nil {
+		d.log.Error("a part of the log could not be read for evidence", "err", err)
+		err = nil
+	} else if part = nil; err != nil {
 		d.log.Error("the log could not be read for evidence; the detector's numbers are used", "err", err)
 	}
 	for i, k := range ks {
@@ -420,7 +414,11 @@ func (d *Desk) gather(ctx context.Context, cases []*Case) ([]Facts, []Archive) {
 		if err != nil {
 			continue
 		}
-		if f := k.facts(reach, d.config.Baseline); f.Connections > 0 {
+		f := k.facts(reach, d.config.Baseline)
+		if part != nil { // the normal level may be in what is missing
+			f.Unread, f.Baseline, f.BaselineDays = clean(part.Error(), 300), -1, 0
+		}
+		if f.Connections > 0 {
 			facts[i] = f
 		}
 	}
@@ -438,6 +436,9 @@ func (d *Desk) hostile() *bart.Lite {
 			if !r.Pardoned {
 				t.Insert(r.Prefix)
 			}
+		}
+		for _, p := range c.Rest.Networks {
+			t.Insert(p)
 		}
 	}
 	return t
@@ -525,9 +526,27 @@ func (d *Desk) draft(ctx context.Context, was *Case, f *finding, facts Facts, ar
 	now := d.cases[c.ID]
 	pardoned := func(c *Case) int { return len(c.Blocks) - len(c.live()) }
 	if now == nil || now.State != was.State || now.MergedInto != "" || len(now.History) != len(was.History) || !now.lastMove().Equal(was.lastMove()) || pardoned(now) != pardoned(was) {
+		if now == nil {
+			now = &Case{}
+		}
+		d.dropArchive(now, archive)
 		return nil // a person, or a joining, came first
 	}
-	if err := d.put(now, i, *c.mail(), msg); err != nil {
+	next := now.clone()
+	next.Why = ""
+	note := "drafted"
+	switch {
+	case m.To.Address == "":
+		next.Why = "contact missing"
+		note = "drafted; contact missing"
+	case touched:
+		next.Why = "its numbers are new since a person saw it"
+		note = "drafted anew: what it tells has changed"
+	case was.State == Drafted:
+		note = "drafted anew: more is known"
+	}
+	next.move(Drafted, Self, note, d.now())
+	if err := d.commit(now, next, i, *c.mail(), msg); err != nil {
 		return err
 	}
 	if asked && len(f.raw) > 0 { // where the contacts come from, as it came
@@ -545,41 +564,7 @@ func (d *Desk) draft(ctx context.Context, was *Case, f *finding, facts Facts, ar
 			d.log.Error("the answers of the lookup are not kept", "report", c.ID, "err", err)
 		}
 	}
-	now.Why = ""
-	note := "drafted"
-	switch {
-	case m.To.Address == "":
-		now.Why = "contact missing"
-		note = "drafted; contact missing"
-	case touched:
-		now.Why = "its numbers are new since a person saw it"
-		note = "drafted anew: what it tells has changed"
-	case was.State == Drafted:
-		note = "drafted anew: more is known"
-	}
-	now.move(Drafted, Self, note, d.now())
-	if err := d.save(now); err != nil {
-		return err
-	}
 	d.log.Info("a report is drafted", "report", now.ID, "network", now.Network.String(), "to", m.To.Address, "why", now.Why)
-	return nil
-}
-
-// put writes a mail's message down and the mail into the case, which the
-// caller saves; d.mu is held.
-func (d *Desk) put(c *Case, i int, m Mail, msg []byte) error {
-	if err := d.o.Store.SetRecord(kindMail, mailKey(c, i), msg); err != nil {
-		return fmt.Errorf("writing the mail of %s down: %w", c.ID, err)
-	}
-	if i < len(c.Mails) {
-		c.Mails[i] = m
-	} else {
-		c.Mails = append(c.Mails, m)
-	}
-	// The file is a copy for people; the store has the one that is sent.
-	if err := writeFile(d.emlPath(c, i), msg); err != nil {
-		d.log.Error("the draft is not written as a file", "report", c.ID, "err", err)
-	}
 	return nil
 }
 
@@ -639,6 +624,9 @@ func (d *Desk) complete(c *Case, m *Mail) {
 	if m.Facts.Spared > 0 {
 		warn("%s"+sparedWarning, plural(m.Facts.Spared, "source", "sources"))
 	}
+	if m.Facts.Unread != "" {
+		warn("a part of the log could not be read, so the numbers are lower bounds: %s", m.Facts.Unread)
+	}
 	if !m.Facts.FromLog {
 		warn("no log line was found: the numbers are the detector's")
 	} else {
@@ -656,20 +644,22 @@ const missing = "contact missing"
 // finishMail makes the message and notes its digest. A draft's text is made
 // here; what was shown to a person is approved as it is.
 func (d *Desk) finishMail(c *Case, m *Mail, by string, auto bool) ([]byte, error) {
-	v := c.of(m)
-	m.Without = ""
-	if _, err := d.xarf(v, m); err != nil {
-		m.Without = err.Error()
+	if by == "" {
+		m.Settings = d.settings()
+		if m.Edited == "" {
+			v := c.of(m)
+			m.Without = ""
+			if _, err := d.xarf(v, m); err != nil { // of which the text tells
+				m.Without = err.Error()
+			}
+			m.Text = d.text(v, m)
+		}
 	}
-	if m.Edited == "" && by == "" {
-		m.Text = d.text(v, m)
-	}
-	msg, err := d.message(v, m, m.Text, by, auto, d.now())
+	msg, err := d.compose(c, m, by, auto, d.now())
 	if err != nil {
 		return nil, err
 	}
-	sum := sha256.Sum256(msg)
-	m.Digest, m.Size = hex.EncodeToString(sum[:]), len(msg)
+	m.Digest, m.Size = digest(msg), len(msg)
 	return msg, nil
 }
 

@@ -29,14 +29,25 @@ type Logs interface {
 	// Scan hands out the lines from one time to another, as far as the logs
 	// reach, with what was parsed of each; both are valid until fn returns.
 	// reach is the time of the oldest line that there is, zero if none.
+	// The error is an *Unread where all was handed out but what could not be
+	// read.
 	Scan(ctx context.Context, from, to time.Time, fn func(ev *detector.Event, line []byte) error) (reach time.Time, err error)
 }
+
+// Unread is the error of logs of which a part could not be read.
+type Unread struct{ Err error }
+
+func (u *Unread) Error() string { return u.Err.Error() }
+func (u *Unread) Unwrap() error { return u.Err }
 
 // Facts are the numbers of a report. Text, CSV and XARF are all made from
 // them.
 type Facts struct {
 	First time.Time `json:"first,omitzero"` // of the connections counted
 	Last  time.Time `json:"last,omitzero"`
+	// Began is when the flood did, where that is longer ago than the log is
+	// read; else zero.
+	Began time.Time `json:"began,omitzero"`
 	// Connections is Taken, those that got a slot, plus Refused, those that
 	// the mail server turned away after it had accepted them.
 	Connections int `json:"connections"`
@@ -60,11 +71,14 @@ type Facts struct {
 	Others        int `json:"others_refused,omitempty"`
 	OthersSeconds int `json:"others_refused_seconds,omitempty"`
 	// Baseline is how many connections the same networks made in the
-	// BaselineDays before First; -1: not known.
+	// BaselineDays before the flood began; -1: not known.
 	Baseline     int     `json:"baseline"`
 	BaselineDays float64 `json:"baseline_days,omitempty"`
 	// FromLog: the numbers are from log lines; else from the detector alone.
 	FromLog bool `json:"from_log"`
+	// Unread says what of the log could not be read: then the numbers are
+	// lower bounds. Empty: all of it was.
+	Unread string `json:"unread,omitempty"`
 	// Millis: the log's times have milliseconds.
 	Millis bool `json:"millis,omitempty"`
 	// Excerpt are lines made of parsed fields only.
@@ -144,6 +158,7 @@ type collector struct {
 	// from and to bound what is counted. began is when the flood did: what came
 	// before is the normal level. They differ in a follow-up.
 	began, from, to time.Time
+	cut             bool // began is longer ago than a case is read
 
 	sources   map[netip.Addr]*tally
 	proper    map[netip.Addr]bool      // delivered mail or logged in before; at most maxSources
@@ -203,10 +218,11 @@ func newCollector(c *Case) *collector {
 			k.to = to
 		}
 	}
+	k.began = k.from
 	if k.to.Sub(k.from) > maxSpan {
 		k.from = k.to.Add(-maxSpan)
+		k.cut = true
 	}
-	k.began = k.from
 	if !m.After.IsZero() {
 		for _, o := range all.Mails {
 			if f := o.Facts.First; !f.IsZero() && f.Before(k.began) {
@@ -230,15 +246,7 @@ func (k *collector) reports(a netip.Addr) bool {
 	return t == nil || !t.good || k.single[a]
 }
 
-func (k *collector) covers(a netip.Addr) bool {
-	i, _ := slices.BinarySearchFunc(k.prefixes, a, func(p netip.Prefix, a netip.Addr) int {
-		if p.Addr().Compare(a) <= 0 {
-			return -1
-		}
-		return 1
-	})
-	return i > 0 && k.prefixes[i-1].Contains(a)
-}
+func (k *collector) covers(a netip.Addr) bool { return within(k.prefixes, a) >= 0 }
 
 // observe takes one event. The line is chosen by what was parsed of it, never
 // by searching its text.
@@ -338,17 +346,13 @@ func (k *collector) overflow(ev *detector.Event) {
 	}
 	k.overflown++
 	k.seconds[ev.Time.Unix()]++
-	for _, p := range k.prefixes {
-		if p.Contains(ev.Source) {
-			s := k.more[p]
-			if s == nil {
-				s = &Source{Prefix: p}
-				k.more[p] = s
-			}
-			s.count(ev)
-			return
-		}
+	p := k.prefixes[within(k.prefixes, ev.Source)]
+	s := k.more[p]
+	if s == nil {
+		s = &Source{Prefix: p}
+		k.more[p] = s
 	}
+	s.count(ev)
 }
 
 // rendered is what was parsed of a log line, behind its time: both ends, the
@@ -443,6 +447,9 @@ func (k *collector) facts(reach time.Time, base time.Duration) Facts {
 	f.First, f.Last, f.Connections, f.Refused = sum.First, sum.Last, sum.Connections, sum.Refused
 	f.Taken = f.Connections - f.Refused
 	f.Others, f.OthersSeconds = k.nOthers, len(k.others)
+	if k.cut {
+		f.Began = k.began
+	}
 	f.Peak = min(k.peak(), f.Connections)
 	f.Millis = k.millis
 	f.Excerpt = excerpt(kept)
@@ -556,24 +563,20 @@ func fromVerdicts(c *Case) Facts {
 			one.First = v.Time.Add(-v.Window)
 		}
 		f.Messages += v.Accepted
-		for _, p := range outer {
-			if p == r.Prefix {
-				byPrefix[p].add(one)
-			} else if p.Overlaps(r.Prefix) {
-				if inner[p] == nil {
-					inner[p] = &Source{}
-				}
-				inner[p].add(one)
-			} else {
-				continue
+		p := outer[within(outer, r.Prefix.Masked().Addr())]
+		if p == r.Prefix {
+			byPrefix[p].add(one)
+		} else {
+			if inner[p] == nil {
+				inner[p] = &Source{}
 			}
-			for _, e := range v.Evidence {
-				if byPrefix[p].Port == 0 && p.Contains(e.Source) {
-					byPrefix[p].Port = e.Port
-				}
-				lines = append(lines, Excerpt{e.Time.UTC(), e.Source, rendered(&detector.Event{Time: e.Time, Kind: detector.Opened, Source: e.Source, Port: e.Port, Count: e.Count})})
+			inner[p].add(one)
+		}
+		for _, e := range v.Evidence {
+			if byPrefix[p].Port == 0 && p.Contains(e.Source) {
+				byPrefix[p].Port = e.Port
 			}
-			break
+			lines = append(lines, Excerpt{e.Time.UTC(), e.Source, rendered(&detector.Event{Time: e.Time, Kind: detector.Opened, Source: e.Source, Port: e.Port, Count: e.Count})})
 		}
 	}
 	sum := Source{}
@@ -614,7 +617,7 @@ func fromVerdicts(c *Case) Facts {
 // go into a draft of the archive first, each behind its source, for only when
 // all were read is it known who is a proper sender.
 type archiver struct {
-	path  string
+	path  string // of the archive, without the beginning of its hash and the ending
 	f     *os.File
 	gz    *gzip.Writer
 	bytes int64
@@ -650,7 +653,7 @@ func (a *archiver) close(reports func(netip.Addr) bool) (Archive, error) {
 	if err == nil {
 		_, err = a.f.Seek(0, io.SeekStart)
 	}
-	out := Archive{File: filepath.Base(a.path), Cut: a.cut}
+	out := Archive{Cut: a.cut}
 	if err == nil {
 		err = out.write(a.f, a.path, reports)
 	}
@@ -665,7 +668,8 @@ func (a *archiver) close(reports func(netip.Addr) bool) (Archive, error) {
 	return out, nil
 }
 
-// write makes the archive at path of its draft.
+// write makes the archive of its draft. Its name has the beginning of its hash,
+// so that one which a mail tells of is never overwritten by another.
 func (a *Archive) write(draft io.Reader, path string, reports func(netip.Addr) bool) error {
 	zr, err := gzip.NewReader(draft)
 	if err != nil {
@@ -701,6 +705,8 @@ func (a *Archive) write(draft io.Reader, path string, reports func(netip.Addr) b
 		f.Close()
 		return os.Remove(f.Name())
 	}
+	path += "-" + a.SHA256[:12] + ".log.gz"
+	a.File = filepath.Base(path)
 	return finish(f, path, err)
 }
 

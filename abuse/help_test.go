@@ -69,6 +69,12 @@ func (s *memStore) Records(kind string, fn func(string, []byte) bool) error {
 	return nil
 }
 
+// keys are the keys of all records of a kind.
+func (s *memStore) keys(kind string) (keys []string) {
+	s.Records(kind, func(key string, _ []byte) bool { keys = append(keys, key); return true })
+	return keys
+}
+
 func (s *memStore) DropRecord(kind, key string) (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -145,8 +145,7 @@ func (d *Desk) text(c *Case, m *Mail) string {
 		row("First seen", utc(f.First))
 		row("Last seen", utc(f.Last))
 	}
-	rate := float64(f.Connections) / f.duration().Seconds()
-	conns := fmt.Sprintf("%d (%.1f per second mean over %s", f.Connections, rate, span(f.duration()))
+	conns := fmt.Sprintf("%d (%s mean over %s", f.Connections, rate(f.Connections, f.duration()), span(f.duration()))
 	if f.Peak > 0 && f.duration() >= f.PeakWindow { // else the mean says more
 		conns += fmt.Sprintf(", %.1f per second peak over %s", float64(f.Peak)/f.PeakWindow.Seconds(), span(f.PeakWindow))
 	} else {
@@ -157,9 +156,10 @@ func (d *Desk) text(c *Case, m *Mail) string {
 		row("Of these", fmt.Sprintf("%d took a place in the mail server, %d were accepted and turned away because it was full or by its limits", f.Taken, f.Refused))
 	}
 	if f.Baseline >= 0 {
-		row("Normal level", fmt.Sprintf("%s in the %s before, from the same sources", plural(f.Baseline, "connection", "connections"), days(f.BaselineDays)))
+		row("Normal level", fmt.Sprintf("%s in the %s before%s, from the same sources", plural(f.Baseline, "connection", "connections"), days(f.BaselineDays),
+			map[bool]string{true: " it began"}[!f.Began.IsZero()]))
 	} else {
-		row("Normal level", "not known (our log does not reach back far enough)")
+		row("Normal level", map[bool]string{true: "not known (a part of our log could not be read)", false: "not known (our log does not reach back far enough)"}[f.Unread != ""])
 	}
 	row("Our limit", limits(c))
 	row("Clock", clean(d.clock(), 60)+"; all times are UTC (+00:00)")
@@ -231,7 +231,7 @@ func (d *Desk) text(c *Case, m *Mail) string {
 			if m.Archive.Cut {
 				cut = "first "
 			}
-			para("  ", fmt.Sprintf("Archive: the %s%d lines as logged, SHA-256", cut, m.Archive.Lines))
+			para("  ", fmt.Sprintf("Archive, kept here and sent on request: the %s%d lines as logged, SHA-256", cut, m.Archive.Lines))
 			line("    %s", m.Archive.SHA256)
 		}
 	}
@@ -328,6 +328,12 @@ func (d *Desk) what(c *Case, m *Mail) string {
 		fmt.Fprintf(&b, "Addresses in %s", prefixWords(c.prefixes()))
 	}
 	fmt.Fprintf(&b, " opened %s to our mail server within %s.", plural(f.Connections, "TCP connection", "TCP connections"), span(f.duration()))
+	if !f.Began.IsZero() {
+		fmt.Fprintf(&b, " The flood began before, at %s; the numbers are of the last %s of it.", utc(f.Began), span(maxSpan))
+	}
+	if f.Unread != "" {
+		b.WriteString(" A part of our log could not be read, so there may have been more.")
+	}
 	if f.Messages == 0 {
 		b.WriteString(" No message was delivered.")
 	} else {
@@ -428,6 +434,7 @@ func effect(c *Case, f *Facts, now time.Time) []string {
 	}
 	var since, until time.Time
 	var prefixes []netip.Prefix
+	seen := map[netip.Prefix]bool{}
 	for _, r := range c.live() {
 		if r.Observed {
 			continue
@@ -438,9 +445,14 @@ func effect(c *Case, f *Facts, now time.Time) []string {
 		if r.end().After(until) {
 			until = r.end()
 		}
-		if !slices.Contains(prefixes, r.Prefix) {
+		if !seen[r.Prefix] {
+			seen[r.Prefix] = true
 			prefixes = append(prefixes, r.Prefix)
 		}
+	}
+	if n := c.Rest.Blocks; n > 0 {
+		out = append(out, fmt.Sprintf("This report is of the first %d; %s in the same network, and the connections of their sources, are not in its numbers.",
+			len(c.live()), plural(n, "more block", "more blocks")))
 	}
 	if since.IsZero() {
 		return append(out, "We have not blocked the sources.")
@@ -535,6 +547,19 @@ func days(d float64) string {
 		return plural(int(d+0.5), "day", "days")
 	}
 	return plural(int(d*24+0.5), "hour", "hours")
+}
+
+// rate is so many connections in a time, in a unit that does not make it 0.
+func rate(n int, d time.Duration) string {
+	for _, u := range []struct {
+		of   time.Duration
+		name string
+	}{{time.Second, "second"}, {time.Minute, "minute"}} {
+		if r := float64(n) / (float64(d) / float64(u.of)); r >= 0.5 {
+			return fmt.Sprintf("%.1f per %s", r, u.name)
+		}
+	}
+	return fmt.Sprintf("%.1f per hour", float64(n)/d.Hours())
 }
 
 // span is a duration in words of at most two units.

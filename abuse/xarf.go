@@ -94,7 +94,7 @@ func (d *Desk) xarf(c *Case, m *Mail) ([]byte, error) {
 		Version: "4.2.0", ReportID: m.ReportID, Timestamp: rfc3339(f.First), Reporter: org, Sender: org,
 		SourceIdentifier: top.Prefix.Addr().String(), SourcePort: top.Port, Category: "connection", Type: "ddos",
 		EvidenceSource: "traffic_monitoring", Protocol: "tcp", AttackVector: "smtp_connection_flood",
-		FirstSeen: rfc3339(f.First), LastSeen: rfc3339(f.Last), DurationSeconds: max(1, int(f.duration()/time.Second)),
+		FirstSeen: rfc3339(f.First), LastSeen: rfc3339(f.Last), DurationSeconds: max(1, int(f.duration().Round(time.Second)/time.Second)),
 		Mitigated: !observed(c), Confidence: 0.95,
 		SourceASN: m.Origin.AS, SourcePrefix: p.String(), SourceCount: n, ConnectionCount: f.Connections,
 		IncidentID: c.ID, Tags: []string{"attack:connection_flood", "service:smtp"},

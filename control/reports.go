@@ -26,8 +26,8 @@ type Reports interface {
 	ShowReport(ctx context.Context, id, by string) (abuse.Case, []byte, error)
 	EditReport(ctx context.Context, id, by string, e abuse.Edit) (abuse.Case, error)
 	ApproveReport(ctx context.Context, id, by string, a abuse.Approval) (abuse.Case, error)
-	// SendReport may return before the mail is handed over: the case is then
-	// queued.
+	// SendReport may return before the mail is handed over: ErrUnderWay, and the
+	// case as it is then.
 	SendReport(ctx context.Context, id, by string, o abuse.SendOptions) (abuse.Case, error)
 	CloseReport(ctx context.Context, id, by, note string) (abuse.Case, error)
 	WithdrawReport(ctx context.Context, id, by, note string) (abuse.Case, error)
@@ -108,6 +108,9 @@ const (
 	sendWait = 20 * time.Second
 )
 
+// ErrUnderWay: a mail, or a trial of it, is still being handed over.
+var ErrUnderWay = errors.New("it is still being handed over")
+
 // reportChange is the body of a request that changes a report.
 type reportChange struct {
 	ID       string             `json:"id"`
@@ -121,6 +124,8 @@ type reportChange struct {
 type reportAnswer struct {
 	Case    abuse.Case `json:"case"`
 	Message []byte     `json:"message,omitempty"`
+	// UnderWay is ErrUnderWay.
+	UnderWay bool `json:"under_way,omitempty"`
 }
 
 // reportFailure is the body of an answer that is an error. Kind is the
@@ -142,11 +147,11 @@ func WithReports(r Reports) func(*http.ServeMux) {
 		})
 		mux.HandleFunc("GET "+pathReport, func(w http.ResponseWriter, req *http.Request) {
 			c, msg, err := r.Report(req.Context(), req.URL.Query().Get("id"))
-			reportReply(w, reportAnswer{c, msg}, err)
+			reportReply(w, reportAnswer{Case: c, Message: msg}, err)
 		})
 		mux.HandleFunc("POST "+pathShow, func(w http.ResponseWriter, req *http.Request) {
 			c, msg, err := r.ShowReport(req.Context(), req.URL.Query().Get("id"), by(req))
-			reportReply(w, reportAnswer{c, msg}, err)
+			reportReply(w, reportAnswer{Case: c, Message: msg}, err)
 		})
 		change := func(path string, f func(ctx context.Context, c reportChange, by string) (abuse.Case, error)) {
 			mux.HandleFunc("POST "+path, func(w http.ResponseWriter, req *http.Request) {
@@ -162,6 +167,10 @@ func WithReports(r Reports) func(*http.ServeMux) {
 					return
 				}
 				v, err := f(req.Context(), c, by(req))
+				if errors.Is(err, ErrUnderWay) {
+					reportReply(w, reportAnswer{Case: v, UnderWay: true}, nil)
+					return
+				}
 				reportReply(w, reportAnswer{Case: v}, err)
 			})
 		}
@@ -238,6 +247,9 @@ func sendPatiently(ctx context.Context, r Reports, id, by string, o abuse.SendOp
 	case <-ctx.Done():
 	}
 	c, _, err := r.Report(context.WithoutCancel(ctx), id)
+	if err == nil {
+		err = ErrUnderWay
+	}
 	return c, err
 }
 
@@ -310,6 +322,9 @@ func (c *Client) changeReport(ctx context.Context, path string, ch reportChange)
 	}
 	var a reportAnswer
 	err = c.report(ctx, http.MethodPost, path, body, &a)
+	if err == nil && a.UnderWay {
+		err = ErrUnderWay
+	}
 	return a.Case, err
 }
 

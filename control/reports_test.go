@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/smtpguard/smtpguard/abuse"
@@ -125,6 +126,40 @@ func TestReports(t *testing.T) {
 	if _, err := r.CloseReport(ctx, id, "", "\x1b[2J"); err == nil {
 		t.Error("control characters are taken")
 	}
+}
+
+// slowReports hands over when the test lets it.
+type slowReports struct {
+	others
+	let chan struct{}
+}
+
+// others has a name that is no method's.
+type others Reports
+
+func (s slowReports) SendReport(context.Context, string, string, abuse.SendOptions) (abuse.Case, error) {
+	<-s.let
+	return abuse.Case{ID: "SG-1", State: abuse.Drafted}, nil
+}
+
+func (s slowReports) Report(context.Context, string) (abuse.Case, []byte, error) {
+	return abuse.Case{ID: "SG-1", State: abuse.Drafted}, nil, nil
+}
+
+// TestSlowSend: a handover, also one for a trial, is not told as done before
+// it is.
+func TestSlowSend(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := slowReports{let: make(chan struct{})}
+		c, err := sendPatiently(t.Context(), s, "SG-1", "root", abuse.SendOptions{To: "me@example.net"})
+		if !errors.Is(err, ErrUnderWay) || c.ID != "SG-1" {
+			t.Errorf("%+v, %v", c, err)
+		}
+		close(s.let)
+		if _, err := sendPatiently(t.Context(), s, "SG-1", "root", abuse.SendOptions{}); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // TestWithoutReports: a faulty section is not taken for one that is off.

@@ -93,13 +93,6 @@ func other(packed, plain string) bool {
 	return (err == nil || err == errShort) && (len(z.head) < mark.HeadLen || checksum(z.head[:mark.HeadLen]) != mark.Head)
 }
 
-// Rotated reports whether name is that of a rotated file, compressed or not,
-// of the log base; both without directories.
-func Rotated(base, name string) bool {
-	_, _, ok := suffix(base, name)
-	return ok
-}
-
 // suffix reads what a rotation adds to the name of a log: .1, .01, .2.gz,
 // -20261122, .2026-11-22, -20261122-1795376652.xz; and the same before the
 // ending of the log's name (logrotate's "extension"); and what logrotate makes

@@ -56,3 +56,16 @@ func Find(name string) []string {
 	}
 	return nil
 }
+
+// Rotated lists the rotated files of a File that are there now, compressed ones
+// too, oldest first: by the rules by which Follow finds what it has not read
+// yet. A copy under another name is none of them, nor is an unfinished
+// compressed file beside the one that it is made of.
+func Rotated(log string) []string {
+	gs, _ := oneName(filepath.Clean(log)).history(true)
+	names := make([]string, len(gs))
+	for i, g := range gs {
+		names[i] = g.name
+	}
+	return names
+}

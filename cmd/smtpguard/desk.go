@@ -10,8 +10,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -65,7 +63,7 @@ func reportsFaults(p *policy.Policy) error {
 }
 
 // openDesk makes the desk of the policy on a store. allowed lists what is
-// never reported; nil: only what the policy says. logs may be empty: commands
+// never reported. logs may be empty: commands
 // without a daemon make no drafts.
 func openDesk(p *policy.Policy, st *store.Store, allowed func() []netip.Prefix, logs []string, zone *time.Location, log *slog.Logger) (*abuse.Desk, error) {
 	c, err := reportsConfig(p)
@@ -73,9 +71,6 @@ func openDesk(p *policy.Policy, st *store.Store, allowed func() []netip.Prefix, 
 		return nil, err
 	}
 	o := abuse.Options{Config: c, Store: st, Log: log, Version: programVersion(), Spare: allowed}
-	if allowed == nil {
-		o.Spare = func() []netip.Prefix { return allowedBy(p) }
-	}
 	o.Blocked = func(a netip.Addr) (netip.Prefix, bool) {
 		blocks, _ := st.InForce(time.Now()) // damaged ones are not in it; the others count
 		for _, b := range blocks {
@@ -205,6 +200,12 @@ type evidenceLogs struct {
 
 func (l *evidenceLogs) Scan(ctx context.Context, from, to time.Time, fn func(*detector.Event, []byte) error) (reach time.Time, err error) {
 	e := &env{}
+	var stopped error
+	hand := func(ev *detector.Event, line []byte) error {
+		stopped = fn(ev, line)
+		return stopped
+	}
+	var faults []error // of a file or two; the others are read
 	for _, path := range l.paths {
 		p := exim.New(l.zone)
 		names := []string{path}
@@ -212,12 +213,16 @@ func (l *evidenceLogs) Scan(ctx context.Context, from, to time.Time, fn func(*de
 			names = filesSince(path, from)
 		}
 		if !l.only && tail.KindOf(path) == tail.Journal {
-			first, err := scanJournal(ctx, p, from, to, fn)
+			first, err := scanJournal(ctx, p, from, to, hand)
 			if !first.IsZero() && (reach.IsZero() || first.Before(reach)) {
 				reach = first
 			}
 			if err != nil {
-				return reach, fmt.Errorf("reading the journal: %w", err)
+				err = fmt.Errorf("reading the journal: %w", err)
+				if stopped != nil || ctx.Err() != nil {
+					return reach, err
+				}
+				faults = append(faults, err)
 			}
 		}
 		for _, name := range names {
@@ -226,49 +231,38 @@ func (l *evidenceLogs) Scan(ctx context.Context, from, to time.Time, fn func(*de
 				continue // rotated away just now
 			}
 			if err != nil {
-				return reach, err
+				faults = append(faults, fmt.Errorf("reading %s: %w", name, err))
+				continue
 			}
 			p.SetReference(f.modified)
-			first, err := scanLog(ctx, f, p, from, to, fn)
+			first, err := scanLog(ctx, f, p, from, to, hand)
 			f.close()
 			if !first.IsZero() && (reach.IsZero() || first.Before(reach)) {
 				reach = first
 			}
 			if err != nil {
-				return reach, fmt.Errorf("reading %s: %w", name, err)
+				err = fmt.Errorf("reading %s: %w", name, err)
+				if stopped != nil || ctx.Err() != nil {
+					return reach, err
+				}
+				faults = append(faults, err)
 			}
 		}
+	}
+	if err := errors.Join(faults...); err != nil {
+		return reach, &abuse.Unread{Err: err}
 	}
 	return reach, nil
 }
 
 // generations are the files of a log that may hold lines from a time on, the
-// oldest first: log.1, log.2.gz, log-20261122 and the log itself.
-func generations(path string, from time.Time) []string {
-	type file struct {
-		name string
-		mod  time.Time
-	}
-	var files []file
-	ents, _ := os.ReadDir(filepath.Dir(path))
-	base := filepath.Base(path)
-	for _, ent := range ents {
-		if ent.Name() != base && !tail.Rotated(base, ent.Name()) {
-			continue
+// oldest first: those that it was rotated to, and the log itself.
+func generations(path string, from time.Time) (names []string) {
+	for _, name := range append(tail.Rotated(path), path) {
+		fi, err := os.Stat(name)
+		if err == nil && fi.Mode().IsRegular() && !fi.ModTime().Before(from) {
+			names = append(names, name)
 		}
-		fi, err := ent.Info()
-		if err == nil && fi.Mode().Type()&os.ModeSymlink != 0 {
-			fi, err = os.Stat(filepath.Join(filepath.Dir(path), ent.Name()))
-		}
-		if err != nil || !fi.Mode().IsRegular() || fi.ModTime().Before(from) {
-			continue
-		}
-		files = append(files, file{filepath.Join(filepath.Dir(path), ent.Name()), fi.ModTime()})
-	}
-	slices.SortStableFunc(files, func(a, b file) int { return a.mod.Compare(b.mod) })
-	names := make([]string, len(files))
-	for i, f := range files {
-		names[i] = f.name
 	}
 	return names
 }

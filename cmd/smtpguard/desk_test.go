@@ -2,15 +2,19 @@ package main
 
 import (
 	"bytes"
+	"compress/gzip"
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/smtpguard/smtpguard/abuse"
+	"github.com/smtpguard/smtpguard/detector"
 )
 
 // TestRemembered: a guard that does not answer is not asked for each block
@@ -79,5 +83,76 @@ func TestListReports(t *testing.T) {
 	listReports(&b, list, true)
 	if n := strings.Count(b.String(), " held "); n != 200 {
 		t.Errorf("--all lists %d", n)
+	}
+}
+
+// TestEvidenceLogs: each line is read once, whatever lies beside the log, and
+// what cannot be read costs nothing but itself.
+func TestEvidenceLogs(t *testing.T) {
+	dir := t.TempDir()
+	at := time.Date(2026, 11, 22, 18, 0, 0, 0, time.UTC)
+	lines := func(n int, source string) []byte {
+		var b bytes.Buffer
+		for i := range n {
+			fmt.Fprintf(&b, "%s SMTP connection from [%s]:%d (TCP/IP connection count = %d)\n", at.Format("2006-01-02 15:04:05"), source, 1000+i, i+1)
+		}
+		return b.Bytes()
+	}
+	packed := func(b []byte) []byte {
+		var z bytes.Buffer
+		w := gzip.NewWriter(&z)
+		w.Write(b)
+		w.Close()
+		return z.Bytes()
+	}
+	write := func(name string, b []byte) {
+		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("mainlog", lines(3, "192.0.2.1"))
+	write("mainlog.1", lines(5, "192.0.2.2"))
+	write("mainlog.1.bak", lines(5, "192.0.2.2"))
+	write("mainlog.1.gz", packed(lines(5, "192.0.2.2"))[:20]) // gzip is at work
+	write("mainlog.2.gz", packed(lines(7, "192.0.2.3")))
+	write("mainlog.2.gz.old", packed(lines(7, "192.0.2.3")))
+	write("mainlog-saved", lines(9, "192.0.2.4"))
+	count := func() (map[string]int, error) {
+		n := map[string]int{}
+		l := &evidenceLogs{paths: []string{filepath.Join(dir, "mainlog")}, zone: time.UTC}
+		_, err := l.Scan(t.Context(), at.Add(-time.Hour), at.Add(time.Hour), func(ev *detector.Event, _ []byte) error {
+			n[ev.Source.String()]++
+			return nil
+		})
+		return n, err
+	}
+	old := at.Add(-30 * time.Minute)
+	for _, f := range []string{"mainlog", "mainlog.1", "mainlog.1.bak", "mainlog.1.gz", "mainlog.2.gz", "mainlog.2.gz.old", "mainlog-saved"} {
+		os.Chtimes(filepath.Join(dir, f), old, old)
+	}
+	if n, err := count(); err != nil || n["192.0.2.1"] != 3 || n["192.0.2.2"] != 5 || n["192.0.2.3"] != 7 || n["192.0.2.4"] != 0 {
+		t.Errorf("%v, %v", n, err)
+	}
+	// One that was cut off, and one that is no archive at all.
+	var many []byte
+	for i := range 4000 {
+		many = append(many, lines(1, fmt.Sprintf("192.0.2.%d", 10+i*i%200))...)
+	}
+	z := packed(many)
+	write("mainlog.3.gz", z[:len(z)*2/3])
+	write("mainlog.4.gz", []byte{0x1f, 0x8b, 8, 0})
+	n, err := count()
+	var part *abuse.Unread
+	if !errors.As(err, &part) || !strings.Contains(err.Error(), "mainlog.3.gz") || !strings.Contains(err.Error(), "mainlog.4.gz") {
+		t.Errorf("%v", err)
+	}
+	if n["192.0.2.1"] != 3 || n["192.0.2.2"] != 5 || n["192.0.2.3"] != 7 || n["192.0.2.10"] == 0 {
+		t.Errorf("what could be read is lost: %v", n)
+	}
+	// An error of the reader's is no fault of a file.
+	stop := errors.New("stop")
+	l := &evidenceLogs{paths: []string{filepath.Join(dir, "mainlog")}, zone: time.UTC}
+	if _, err := l.Scan(t.Context(), at.Add(-time.Hour), at.Add(time.Hour), func(*detector.Event, []byte) error { return stop }); !errors.Is(err, stop) || errors.As(err, &part) {
+		t.Errorf("%v", err)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/smtpguard/smtpguard/abuse"
 	"github.com/smtpguard/smtpguard/control"
+	"github.com/smtpguard/smtpguard/guard"
 	"github.com/smtpguard/smtpguard/policy"
 	"github.com/smtpguard/smtpguard/store"
 )
@@ -37,6 +39,7 @@ func (e *env) reportsCommand() *cli.Command {
 					&cli.StringFlag{Name: "cc", Usage: `copy to ADDRESS; "" to nobody`},
 					&cli.StringFlag{Name: "format", Usage: "`FORMAT` is mixed, xarf, x-arf-0.2 or text"},
 					&cli.StringFlag{Name: "text", Usage: "the text is in `FILE` (-: standard input)"},
+					&cli.StringFlag{Name: "digest", Usage: "for scripts: only if the draft still has this `DIGEST`, as show prints it"},
 				}},
 			{Name: "approve", Usage: "let a draft go out as you have seen it with show", ArgsUsage: "ID", Action: e.reportsApprove,
 				Flags: []cli.Flag{
@@ -63,6 +66,16 @@ type openReports struct {
 	control.Reports
 	*policy.Policy
 	daemon bool
+	// blind says what of the allowlist is not known; nil: nothing.
+	blind error
+}
+
+// seeing refuses to let a report go to somebody who may be allowed.
+func (r openReports) seeing() error {
+	if r.blind == nil {
+		return nil
+	}
+	return withHint(fmt.Errorf("what is allowed is never reported, but the allowlist is not known in full: %w", r.blind), "start the daemon, which looks it up, and try again")
 }
 
 // onReports opens the reports for as long as do takes, and turns its error
@@ -75,7 +88,7 @@ func (e *env) onReports(c *cli.Context, do func(openReports) error) error {
 	cl, err := control.Dial(c.Context, p.Control.Socket)
 	if err == nil {
 		defer cl.Close()
-		return reportError(do(openReports{cl, p, true}))
+		return reportError(do(openReports{cl, p, true, nil}))
 	}
 	if !errors.Is(err, control.ErrNoDaemon) {
 		return err
@@ -89,12 +102,13 @@ func (e *env) onReports(c *cli.Context, do func(openReports) error) error {
 		return err
 	}
 	defer st.Close()
-	d, err := openDesk(p, st, nil, nil, nil, nil)
+	allowed, blind := guard.AllowedAlone(c.Context, st, p, time.Now())
+	d, err := openDesk(p, st, func() []netip.Prefix { return allowed }, nil, nil, nil)
 	if err != nil {
 		return withHint(fmt.Errorf("the `reports:` section of the policy has faults: %w", err), "`smtpguard policy check` names them")
 	}
 	defer d.Close()
-	return reportError(do(openReports{control.Desk(d), p, false}))
+	return reportError(do(openReports{control.Desk(d), p, false, blind}))
 }
 
 // onReport is onReports for the commands that take one ID: they do something
@@ -232,10 +246,13 @@ func (e *env) reportsEdit(c *cli.Context) error {
 		s := string(b)
 		ed.Text = &s
 	case ed == (abuse.Edit{}):
-		if err := e.editText(c, &ed); err != nil {
-			return err
-		}
+		return e.editText(c)
 	}
+	ed.Base = c.String("digest")
+	return e.applyEdit(c, ed)
+}
+
+func (e *env) applyEdit(c *cli.Context, ed abuse.Edit) error {
 	return e.onReport(c, func(r openReports, id string) (abuse.Case, string, error) {
 		k, err := r.EditReport(c.Context, id, operator(), ed)
 		return k, "is changed; `smtpguard reports show " + k.ID + "` shows it, approve lets it go", err
@@ -243,8 +260,8 @@ func (e *env) reportsEdit(c *cli.Context) error {
 }
 
 // editText lets a person change the text of a draft. The store is let go of
-// while that person thinks.
-func (e *env) editText(c *cli.Context, ed *abuse.Edit) error {
+// while that person thinks. A text that is not taken stays where it was written.
+func (e *env) editText(c *cli.Context) error {
 	id, err := oneReport(c)
 	if err != nil {
 		return err
@@ -257,53 +274,73 @@ func (e *env) editText(c *cli.Context, ed *abuse.Edit) error {
 		was = messageText(msg)
 		return err
 	})
-	if err != nil || k.State == abuse.Bounced { // of which a new mail is made
+	if err != nil {
 		return err
+	}
+	if k.State == abuse.Bounced { // of which a new mail is made
+		return e.applyEdit(c, abuse.Edit{})
 	}
 	if was == "" {
 		return &answerNo{k.ID + " has no draft yet"}
 	}
-	s, err := e.editor(c.Context, was)
-	if err != nil {
-		return err
-	}
-	if s == was {
+	file, s, err := e.editor(c.Context, was)
+	if err == nil && s == was {
+		os.Remove(file)
 		return &answerNo{"nothing was changed"}
 	}
-	ed.Text = &s
-	return nil
+	if err == nil {
+		err = e.applyEdit(c, abuse.Edit{Text: &s, Base: k.Mails[len(k.Mails)-1].Digest})
+	}
+	switch {
+	case file == "":
+		return err
+	case err == nil:
+		os.Remove(file)
+		return nil
+	}
+	fmt.Fprintf(e.stderr, "your text is kept in %s; `smtpguard reports edit %s --text %[1]s` takes it\n", file, k.ID)
+	return err
 }
 
-// editor lets a person change a text.
-func (e *env) editor(ctx context.Context, text string) (string, error) {
+// editor lets a person change a text, in a file that the caller removes; "" if
+// there is none.
+func (e *env) editor(ctx context.Context, text string) (file, changed string, err error) {
 	program := os.Getenv("VISUAL")
 	if program == "" {
 		program = os.Getenv("EDITOR")
 	}
 	if program == "" {
-		return "", withHint(errors.New("no editor is named"), "set EDITOR, or use --text FILE")
+		return "", "", withHint(errors.New("no editor is named"), "set EDITOR, or use --text FILE")
 	}
 	f, err := os.CreateTemp("", "smtpguard-report-*.txt")
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
-	defer os.Remove(f.Name())
 	_, err = f.WriteString(text)
 	if err := errors.Join(err, f.Close()); err != nil {
-		return "", err
+		os.Remove(f.Name())
+		return "", "", err
 	}
 	args := append(strings.Fields(program), f.Name())
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = e.stdin, e.stdout, e.stderr
 	if err := cmd.Run(); err != nil {
-		return "", fmt.Errorf("the editor %s: %w", program, err)
+		err = fmt.Errorf("the editor %s: %w", program, err)
+		if b, rerr := os.ReadFile(f.Name()); rerr != nil || string(b) == text { // nothing is lost
+			os.Remove(f.Name())
+			return "", "", err
+		}
+		return f.Name(), "", err
 	}
 	b, err := os.ReadFile(f.Name())
-	return string(b), err
+	return f.Name(), string(b), err
 }
 
 func (e *env) reportsApprove(c *cli.Context) error {
 	return e.onReport(c, func(r openReports, id string) (abuse.Case, string, error) {
+		if err := r.seeing(); err != nil {
+			return abuse.Case{}, "", err
+		}
 		k, err := r.ApproveReport(c.Context, id, operator(), abuse.Approval{Guess: c.String("guess"), BlockedDesk: c.Bool("blocked-desk"), Digest: c.String("digest")})
 		if err != nil {
 			return k, "", err
@@ -323,14 +360,19 @@ func (e *env) reportsApprove(c *cli.Context) error {
 func (e *env) reportsSend(c *cli.Context) error {
 	return e.onReport(c, func(r openReports, id string) (abuse.Case, string, error) {
 		o := abuse.SendOptions{To: c.String("to"), Again: c.Bool("again")}
+		if err := r.seeing(); err != nil && o.To == "" {
+			return abuse.Case{}, "", err
+		}
 		k, err := r.SendReport(c.Context, id, operator(), o)
 		switch {
+		case errors.Is(err, control.ErrUnderWay) && o.To != "":
+			return k, "is still being handed over to " + o.To + " as a trial; `smtpguard reports show " + k.ID + "` tells how it ends", nil
+		case errors.Is(err, control.ErrUnderWay):
+			return k, "is still being handed over; `smtpguard reports list` tells how it ends", nil
 		case err != nil:
 			return k, "", err
 		case o.To != "":
 			return k, "went to " + o.To + " as a trial, and stays " + string(k.State), nil
-		case k.State == abuse.Queued:
-			return k, "is still being handed over; `smtpguard reports list` tells how it ends", nil
 		}
 		return k, "is sent to " + k.Mails[len(k.Mails)-1].To.Address, nil
 	})
