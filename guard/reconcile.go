@@ -52,8 +52,8 @@ func (d *drift) fail(p netip.Prefix, err error) {
 func (g *Guard) wanted(now time.Time) []firewall.Entry {
 	var want []firewall.Entry
 	for _, b := range g.blocks.table.All() {
-		if b.InForce(now) {
-			want = append(want, firewall.Entry{Prefix: b.Prefix, Until: b.Until})
+		if g.holds(b, now) {
+			want = append(want, g.entry(b))
 		}
 	}
 	return want
