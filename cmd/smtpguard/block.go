@@ -269,7 +269,7 @@ func (e *env) lifted(c *cli.Context, list []store.Block) error {
 		if b.Lifted.IsZero() && slices.ContainsFunc(list, func(o store.Block) bool { return !o.Lifted.IsZero() && o.Prefix.Overlaps(b.Prefix) }) {
 			continue // a part, told with its whole
 		}
-		if n := partsOf(b, list); n > 0 && !b.Lifted.IsZero() {
+		if n := partsOf(b, list); n > 0 {
 			fmt.Fprintf(e.stdout, "the block of %s is lifted there only: the rest stays until %s, in %s (`smtpguard unblock %s` lifts it as well)\n",
 				b.Prefix, clock(b.Until), count(n, "part", "parts"), b.Whole())
 			continue
@@ -279,10 +279,10 @@ func (e *env) lifted(c *cli.Context, list []store.Block) error {
 	return nil
 }
 
-// partsOf is how many blocks of list go on in the place of b.
+// partsOf is how many blocks of list go on in the place of b, which was lifted.
 func partsOf(b store.Block, list []store.Block) (n int) {
 	for _, p := range list {
-		if p.Lifted.IsZero() && p.Prefix.Overlaps(b.Prefix) {
+		if !b.Lifted.IsZero() && p.Lifted.IsZero() && p.Prefix.Overlaps(b.Prefix) {
 			n++
 		}
 	}
