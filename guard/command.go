@@ -226,6 +226,12 @@ func (g *Guard) drop(p netip.Prefix) {
 // LiftedBy is set by the caller. The detector forgets what it knew, or the
 // next line would block the source again.
 func (g *Guard) lift(ctx context.Context, out []store.Block, now time.Time) error {
+	return g.exchange(ctx, out, nil, now)
+}
+
+// exchange is lift of the blocks out, and in the same step the beginning of
+// those that go on in their place.
+func (g *Guard) exchange(ctx context.Context, out []store.Block, made []*store.Block, now time.Time) error {
 	// The lines that led to the blocks must not be read again after a crash:
 	// they would make the same blocks once more, against the operator's word.
 	g.savePositions()
@@ -233,7 +239,7 @@ func (g *Guard) lift(ctx context.Context, out []store.Block, now time.Time) erro
 		out[i].Lifted = now
 	}
 	saved := slices.DeleteFunc(slices.Clone(out), func(b store.Block) bool { return b.ID == 0 })
-	if err := g.o.Store.Save(saved...); err != nil {
+	if err := g.o.Store.Replace(saved, made); err != nil {
 		return fmt.Errorf("the end could not be written down, and everything is as before: %w", err)
 	}
 	var b firewall.Batch
@@ -242,14 +248,28 @@ func (g *Guard) lift(ctx context.Context, out []store.Block, now time.Time) erro
 		g.blocks.remove(o.Prefix)
 		g.det.Forget(o.Prefix)
 		g.drift.forget(o.Prefix)
-		if !o.Observed {
+		if !o.Observed && !slices.ContainsFunc(made, func(m *store.Block) bool { return m.Prefix == o.Prefix }) {
 			b.Unset = append(b.Unset, o.Prefix)
 		}
 		told = append(told, Decision{Time: now, Prefix: o.Prefix, What: Lifted, Why: o.LiftedBy})
 	}
 	g.noteAll(told)
 	g.count.Lifted += uint64(len(out))
-	if len(b.Unset) == 0 {
+	told = told[:0]
+	for _, m := range made {
+		g.blocks.put(*m)
+		what := Observed
+		if !m.Observed {
+			b.Set = append(b.Set, g.entry(m))
+			what = Blocked
+			g.count.Blocked++
+		} else {
+			g.count.Observed++
+		}
+		told = append(told, Decision{Time: now, Prefix: m.Prefix, What: what, Until: m.Until, Why: m.Reason})
+	}
+	g.noteAll(told)
+	if len(b.Unset)+len(b.Set) == 0 {
 		return nil
 	}
 	if err := g.change(ctx, b); err != nil {
@@ -359,10 +379,12 @@ func (g *Guard) Learn(ctx context.Context, goods []store.Good) (err error) {
 	return err
 }
 
-// Allow puts a prefix or a name on the operator's allowlist and lifts the
-// blocks that overlap it, which it returns. A name is looked up by Run: its
-// blocks are lifted when the answer is there.
-func (g *Guard) Allow(ctx context.Context, e store.AllowEntry) (lifted []store.Block, err error) {
+// Allow puts a prefix or a name on the operator's allowlist and frees it. It
+// returns the blocks that changed by that: those that overlapped it and ended,
+// whose Lifted is set, then the parts in which the rest of them stays blocked
+// (block.overlap: split). A name is looked up by Run: who it stands for is free
+// when the answer is there.
+func (g *Guard) Allow(ctx context.Context, e store.AllowEntry) (changed []store.Block, err error) {
 	if e.Name != "" {
 		return nil, g.allowName(ctx, e)
 	}
@@ -378,13 +400,13 @@ func (g *Guard) Allow(ctx context.Context, e store.AllowEntry) (lifted []store.B
 		}
 		g.drop(e.Prefix)
 		var liftErr error
-		lifted, liftErr = g.liftAllowed(ctx)
+		changed, liftErr = g.liftAllowed(ctx)
 		err = errors.Join(liftErr, g.renewFilter(ctx))
 	})
 	if doErr != nil {
 		return nil, doErr
 	}
-	return lifted, err
+	return changed, err
 }
 
 // Disallow takes a prefix off the operator's allowlist and reports whether it

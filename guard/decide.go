@@ -239,7 +239,7 @@ func (g *Guard) apply(ctx context.Context, made []*store.Block, replaced []store
 			g.noteBlock(*b, Observed)
 			continue
 		}
-		batch.Set = append(batch.Set, firewall.Entry{Prefix: b.Prefix, Until: b.Until})
+		batch.Set = append(batch.Set, g.entry(b))
 		prefixes = append(prefixes, b.Prefix)
 	}
 	if len(batch.Set) == 0 {

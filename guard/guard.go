@@ -349,7 +349,7 @@ func (g *Guard) Run(ctx context.Context) error {
 	g.runMu.Unlock()
 	g.mu.Unlock()
 
-	if err := g.beginTrial(time.Now()); err != nil {
+	if err := g.beginTrial(ctx, time.Now()); err != nil {
 		return err
 	}
 	if g.trial.over(time.Now()) {

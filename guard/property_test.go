@@ -192,7 +192,12 @@ func (w *world) check(t *testing.T, step int) {
 		if old, ok := want[b.Prefix]; ok {
 			t.Errorf("step %d: %s is in force twice, until %s and %s", step, b.Prefix, old, b.Until)
 		}
-		want[b.Prefix] = b.Until
+		if w.g.trial.over(now) {
+			t.Errorf("step %d: %s is in force, and the trial is over", step, b.Prefix)
+		}
+		if want[b.Prefix] = b.Until; w.g.trial.State == OnTrial && w.g.trial.Until.Before(b.Until) {
+			want[b.Prefix] = w.g.trial.Until // nobody has given his word for more
+		}
 	}
 	for e, err := range w.fw.List(t.Context()) {
 		if err != nil {
@@ -204,7 +209,7 @@ func (w *world) check(t *testing.T, step int) {
 		if until, ok := want[e.Prefix]; !ok {
 			t.Errorf("step %d: the filter holds %s, which is not in force in the store", step, e.Prefix)
 		} else if !until.Equal(e.Until) {
-			t.Errorf("step %d: %s ends at %s in the filter, at %s in the store", step, e.Prefix, e.Until, until)
+			t.Errorf("step %d: %s ends at %s in the filter, want %s", step, e.Prefix, e.Until, until)
 		}
 		delete(want, e.Prefix)
 	}

@@ -83,8 +83,8 @@ func (d *drift) fail(p netip.Prefix, ended bool, err error) {
 func (g *Guard) wanted(now time.Time) []firewall.Entry {
 	var want []firewall.Entry
 	for _, b := range g.blocks.table.All() {
-		if b.InForce(now) {
-			want = append(want, firewall.Entry{Prefix: b.Prefix, Until: b.Until})
+		if g.holds(b, now) {
+			want = append(want, g.entry(b))
 		}
 	}
 	return want
@@ -139,35 +139,6 @@ func (g *Guard) adopt(ctx context.Context, now time.Time) {
 		g.blocks.put(*b)
 	}
 	g.log.Warn("the store is new, and the packet filter holds blocks: they are taken over", "blocks", len(made))
-}
-
-// liftAllowed ends the blocks that overlap the allowlist as it is now: one
-// that was added since, or an address that this machine has taken on. Every
-// block in force has passed the gate as it stands today.
-func (g *Guard) liftAllowed(ctx context.Context) ([]store.Block, error) {
-	var out []store.Block
-	now := time.Now()
-	for _, b := range g.blocks.all() {
-		if !now.Before(b.Until) {
-			continue // it has run out, and is not lifted
-		}
-		if r := g.gate.passes(b.Prefix); r != nil {
-			b.LiftedBy = store.Self + ": " + r.Why
-			out = append(out, b)
-		}
-	}
-	if len(out) == 0 {
-		return nil, nil
-	}
-	err := g.lift(ctx, out, now)
-	if err != nil {
-		// Whoever must not be blocked is not, whatever the disk says: a restart
-		// finds the blocks again, and lifts them before it does anything else.
-		g.fault("lifting blocks of what is allowed", err)
-		g.letGo(ctx, out)
-		return nil, err
-	}
-	return out, nil
 }
 
 // change applies a batch to the packet filter and notes what it did not take.

@@ -1,12 +1,15 @@
 package guard
 
 import (
+	"context"
 	"net/netip"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/smtpguard/smtpguard/detector"
+	"github.com/smtpguard/smtpguard/firewall"
 	"github.com/smtpguard/smtpguard/policy"
 	"github.com/smtpguard/smtpguard/store"
 )
@@ -149,10 +152,156 @@ func TestSplitByHand(t *testing.T) {
 		if out, err := ask("203.0.0.0/16"); err != nil || len(out) != 1 || out[0].Refused == "" {
 			t.Errorf("more than max_blocks: %+v, %v", out, err)
 		}
-		// Somebody else inside is allowed: his part goes.
-		lifted, err := w.g.Allow(ctx, store.AllowEntry{Prefix: netip.MustParsePrefix("203.0.113.130/32"), By: "root"})
-		if err != nil || len(lifted) != 1 || lifted[0].Prefix.String() != "203.0.113.128/25" {
-			t.Errorf("%+v, %v", lifted, err)
+		for _, p := range []string{"198.18.0.1/32", "198.18.0.2/32", "198.18.0.3/32", "198.18.0.4/32"} {
+			if out, err := ask(p); err != nil || len(out) != 1 || out[0].Block == nil {
+				t.Errorf("%+v, %v", out, err)
+			}
+		}
+		// Somebody else inside is allowed, and there is no room for seven parts
+		// more: his part goes.
+		changed, err := w.g.Allow(ctx, store.AllowEntry{Prefix: netip.MustParsePrefix("203.0.113.130/32"), By: "root"})
+		if err != nil || len(changed) != 1 || changed[0].Prefix.String() != "203.0.113.128/25" || changed[0].Lifted.IsZero() {
+			t.Errorf("%+v, %v", changed, err)
+		}
+	})
+}
+
+// recorder notes what a packet filter is told, batch by batch.
+type recorder struct {
+	firewall.Firewall
+	batches []firewall.Batch
+}
+
+func (r *recorder) Apply(ctx context.Context, b firewall.Batch) (firewall.Result, error) {
+	r.batches = append(r.batches, b)
+	return r.Firewall.Apply(ctx, b)
+}
+
+// Somebody in a blocked net becomes allowed: the others there stay blocked, as
+// the same block, in one step of the packet filter.
+func TestAllowSplits(t *testing.T) {
+	whole := netip.MustParsePrefix("203.0.113.0/24")
+	for name, c := range map[string]struct {
+		overlap policy.Overlap
+		happens func(w *world, z *zone) ([]store.Block, error)
+		want    string
+	}{
+		"by hand": {policy.OverlapSplit, func(w *world, _ *zone) ([]store.Block, error) {
+			return w.g.Allow(w.t.Context(), store.AllowEntry{Prefix: netip.MustParsePrefix("203.0.113.7/32"), By: "root"})
+		}, around7},
+		"a name": {policy.OverlapSplit, func(w *world, z *zone) ([]store.Block, error) {
+			z.set("mx.example.org", "203.0.113.7")
+			p := *w.policy
+			_, err := w.g.Reload(w.t.Context(), &p)
+			time.Sleep(time.Second)
+			return nil, err
+		}, around7},
+		"a reload": {policy.OverlapSplit, func(w *world, _ *zone) ([]store.Block, error) {
+			p := *w.policy
+			p.Allow = []policy.AllowEntry{{Prefix: netip.MustParsePrefix("203.0.113.7/32"), Why: "policy.yaml:3:4"}}
+			_, err := w.g.Reload(w.t.Context(), &p)
+			return nil, err
+		}, around7},
+		"this machine itself": {policy.OverlapSplit, func(w *world, _ *zone) ([]store.Block, error) {
+			w.takeOn(Exempt{netip.MustParsePrefix("203.0.113.7/32"), "a default gateway"})
+			time.Sleep(2 * time.Second)
+			return nil, nil
+		}, ""},
+		"refuse": {policy.OverlapRefuse, func(w *world, _ *zone) ([]store.Block, error) {
+			return w.g.Allow(w.t.Context(), store.AllowEntry{Prefix: netip.MustParsePrefix("203.0.113.7/32"), By: "root"})
+		}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, func(p *policy.Policy) {
+					p.Block.Overlap = c.overlap
+					p.AllowNames = []policy.AllowName{{Name: "dns:mx.example.org", Why: "test"}}
+				})
+				z := &zone{}
+				w.dns(z)
+				rec := &recorder{Firewall: w.fw}
+				w.g.fw, w.fw = rec, rec
+				stop := w.run()
+				defer func() { stop() }()
+				ctx := t.Context()
+				made := w.block(whole.String(), time.Hour).Block
+				time.Sleep(10 * time.Second)
+				rec.batches = nil
+				changed, err := c.happens(w, z)
+				if err != nil {
+					t.Fatal(err)
+				}
+				w.want(c.want)
+				if len(rec.batches) != 1 || len(rec.batches[0].Unset) != 1 || rec.batches[0].Unset[0] != whole || (len(rec.batches[0].Set) > 0) != (c.want != "") {
+					t.Errorf("the packet filter was told %+v", rec.batches)
+				}
+				if s := w.status(); !s.Firewall.Agrees || s.Firewall.Repairs > 0 || s.Blocks != len(strings.Fields(c.want)) {
+					t.Errorf("%+v", s.Firewall)
+				}
+				if name == "by hand" && (len(changed) != 9 || changed[0].Prefix != whole || changed[0].Lifted.IsZero() || changed[0].Pardoned() || !changed[1].Lifted.IsZero() || changed[1].ID == 0) {
+					t.Errorf("%+v", changed)
+				}
+				list, err := w.g.Blocks(ctx)
+				for i, b := range list {
+					if err != nil || b.State != InForce || b.PartOf != whole || b.Part != i+1 || !b.Until.Equal(made.Until) || !b.Since.Equal(made.Since) || b.By != "root" || b.Offence != 1 {
+						t.Errorf("%+v, %v", b, err)
+					}
+				}
+				if c.want == "" {
+					return
+				}
+				if n, err := w.st.Offences(netip.MustParsePrefix("203.0.113.9/32"), time.Time{}); n != 1 || err != nil {
+					t.Errorf("%d offences, %v: it is one block", n, err)
+				}
+				// Once more, inside a part; its parts are counted on.
+				if _, err := w.g.Allow(ctx, store.AllowEntry{Prefix: netip.MustParsePrefix("203.0.113.129/32"), By: "root"}); err != nil {
+					t.Error(err)
+				}
+				part := map[int]bool{}
+				list, err = w.g.Blocks(ctx)
+				for _, b := range list {
+					if part[b.Part] || b.PartOf != whole {
+						t.Errorf("%+v", b)
+					}
+					part[b.Part] = true
+				}
+				if err != nil || len(list) != 14 {
+					t.Errorf("%d blocks, %v", len(list), err)
+				}
+				stop()
+				w.start()
+				stop = w.run()
+				if s := w.status(); s.Blocks != 14 {
+					t.Errorf("%d blocks after a restart", s.Blocks)
+				}
+				if lifted, err := w.g.Unblock(ctx, whole, "root"); err != nil || len(lifted) != 14 {
+					t.Errorf("%d lifted, %v", len(lifted), err)
+				}
+				w.want("")
+			})
+		})
+	}
+}
+
+// Of blocks inside each other, each part stays blocked as long as the one that
+// lasts longest.
+func TestAllowSplitsNested(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		defer w.run()()
+		w.block("203.0.113.0/30", 2*time.Hour)
+		w.block("203.0.113.0/29", time.Hour)
+		w.block("203.0.113.4/30", 3*time.Hour)
+		changed, err := w.g.Allow(t.Context(), store.AllowEntry{Prefix: netip.MustParsePrefix("203.0.113.1/32"), By: "root"})
+		if err != nil || len(changed) != 4 {
+			t.Errorf("%d changed, %v: %+v", len(changed), err, changed)
+		}
+		w.want("203.0.113.0/32 203.0.113.2/31 203.0.113.4/30")
+		list, err := w.g.Blocks(t.Context())
+		for i, h := range []time.Duration{2, 2, 3} {
+			if err != nil || len(list) != 3 || list[i].Until.Sub(list[i].Since) != h*time.Hour {
+				t.Errorf("%+v, %v", list, err)
+			}
 		}
 	})
 }

@@ -135,6 +135,9 @@ type BlockInfo struct {
 	State State `json:"state"`
 	// Error says why State is NotApplied.
 	Error string `json:"error,omitempty"`
+	// Ends is when the block is lifted before its Until, because a trial of
+	// mode: enforce runs out then; zero if it is not.
+	Ends time.Time `json:"ends,omitzero"`
 	// Packets and Bytes are what the block has stopped so far.
 	Packets uint64 `json:"packets"`
 	Bytes   uint64 `json:"bytes"`
@@ -182,9 +185,9 @@ func (g *Guard) status(ctx context.Context) Status {
 	s.Saturated = s.Pressure >= g.policy.Saturation.SaturatedAt
 	s.Holders = g.holders(10)
 	for _, b := range g.blocks.table.All() {
-		if b.InForce(now) {
+		if g.holds(b, now) {
 			s.Blocks++
-		} else if now.Before(b.Until) {
+		} else if b.Observed && now.Before(b.Until) {
 			s.Watched++
 		}
 	}
@@ -330,16 +333,21 @@ func (g *Guard) info(b store.Block, installed map[netip.Prefix]firewall.Installe
 		i.State = IsExpired
 	case b.Observed:
 		i.State = OnlySeen
+	case !g.holds(&b, now):
+		i.State, i.Error = NotApplied, "the trial of mode: enforce ended at "+g.trial.Until.Format(time.RFC3339)+" without `smtpguard commit`"
 	case g.drift.unapplied(b.Prefix):
 		i.State, i.Error = NotApplied, g.drift.why(b.Prefix)
 	default:
 		i.State = InForce
 		if in, ok := installed[b.Prefix]; ok {
 			i.Packets, i.Bytes = in.Packets, in.Bytes
-		} else if installed != nil && b.Until.Sub(now) > time.Second {
+		} else if installed != nil && g.ends(&b).Sub(now) > time.Second {
 			i.State, i.Error = NotApplied, "the packet filter does not hold it; it is put back at the next check"
 			g.drift.suspect = true
 		}
+	}
+	if end := g.ends(&b); end.Before(b.Until) && (i.State == InForce || i.State == NotApplied) {
+		i.Ends = end
 	}
 	return i
 }

@@ -86,7 +86,7 @@ func (g *Guard) worst(now time.Time) []firewall.Entry {
 	}
 	var top []*store.Block
 	for _, b := range g.blocks.table.All() {
-		if !b.InForce(now) || len(top) == tellMost && worse(b, top[tellMost-1]) >= 0 {
+		if !g.holds(b, now) || len(top) == tellMost && worse(b, top[tellMost-1]) >= 0 {
 			continue
 		}
 		i, _ := slices.BinarySearchFunc(top, b, worse)
@@ -94,7 +94,7 @@ func (g *Guard) worst(now time.Time) []firewall.Entry {
 	}
 	out := make([]firewall.Entry, len(top))
 	for i, b := range top {
-		out[i] = firewall.Entry{Prefix: b.Prefix, Until: b.Until}
+		out[i] = g.entry(b)
 	}
 	return out
 }

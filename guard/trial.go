@@ -19,11 +19,13 @@ import (
 //
 // It is in the store before the first block. A restart neither makes it
 // longer nor forgets that it ended; only an operator's Commit, or a time in
-// mode: observe, lets the next one begin.
+// mode: observe, lets the next one begin. The packet filter is given no block
+// beyond its end: it ends also where this program is dead or hangs by then.
 type Trial struct {
 	State TrialState `json:"state"`
 	Since time.Time  `json:"since"`
-	// Until is when it ends, or ended, without the operator's word.
+	// Until is when it ends, or ended, without the operator's word; in whole
+	// seconds.
 	Until time.Time `json:"until"`
 	// By is who gave it, where State is Committed.
 	By string `json:"by,omitempty"`
@@ -41,6 +43,24 @@ const (
 // over reports whether a trial ended without the operator's word.
 func (t *Trial) over(now time.Time) bool {
 	return t.State == TrialOver || t.State == OnTrial && (!now.Before(t.Until) || wentBack(t.Since, now))
+}
+
+// ends is when the packet filter lets go of a block: at its own end, or
+// when the trial runs out.
+func (g *Guard) ends(b *store.Block) time.Time {
+	if g.trial.State == OnTrial && g.trial.Until.Before(b.Until) {
+		return g.trial.Until
+	}
+	return b.Until
+}
+
+// holds reports whether the packet filter should hold a block now.
+func (g *Guard) holds(b *store.Block, now time.Time) bool {
+	return b.InForce(now) && !g.trial.over(now)
+}
+
+func (g *Guard) entry(b *store.Block) firewall.Entry {
+	return firewall.Entry{Prefix: b.Prefix, Until: g.ends(b)}
 }
 
 // wentBack reports whether the clock was set back since a time that was
@@ -76,17 +96,24 @@ func (g *Guard) saveTrial(t Trial) error {
 }
 
 // beginTrial begins the trial of an enforcing start if the policy wants one
-// and there was none yet; in mode: observe it forgets an earlier one.
-func (g *Guard) beginTrial(now time.Time) error {
+// and there was none yet; in mode: observe it forgets an earlier one, and
+// lifts the blocks for which nobody gave his word.
+func (g *Guard) beginTrial(ctx context.Context, now time.Time) error {
 	switch {
 	case g.policy.Mode != policy.Enforce:
 		if g.trial == (Trial{}) {
 			return nil
 		}
+		if g.trial.State != Committed {
+			g.enforce = false
+			if n := g.liftAll(ctx, "mode: observe ended the trial of mode: enforce", now); n > 0 {
+				g.log.Warn("mode: observe ends the trial of mode: enforce: every block is lifted", "blocks", n)
+			}
+		}
 		return g.saveTrial(Trial{})
 	case g.policy.Commit == 0 || g.trial.State != "":
 	default:
-		if err := g.saveTrial(Trial{State: OnTrial, Since: now, Until: now.Add(g.policy.Commit)}); err != nil {
+		if err := g.saveTrial(Trial{State: OnTrial, Since: now, Until: wholeSecond(now.Add(g.policy.Commit))}); err != nil {
 			return err
 		}
 	}
@@ -114,6 +141,16 @@ func (g *Guard) endTrial(ctx context.Context, now time.Time) {
 		g.fault("ending the trial; a restart ends it again", err)
 		g.trial = over
 	}
+	n := g.liftAll(ctx, why, now)
+	g.log.Error("the trial of mode: enforce is over: every block is lifted, and from now on it is only observed",
+		"why", why, "blocks", n, "hint", "`smtpguard commit` enforces for good, `smtpguard commit --for 10m` tries again")
+	g.tellSystemd()
+}
+
+// liftAll lifts every block in force, and forgets those under way. It returns
+// how many there were.
+func (g *Guard) liftAll(ctx context.Context, why string, now time.Time) int {
+	g.pending = nil
 	var out []store.Block
 	for _, b := range g.blocks.all() {
 		if b.InForce(now) {
@@ -121,16 +158,14 @@ func (g *Guard) endTrial(ctx context.Context, now time.Time) {
 			out = append(out, b)
 		}
 	}
-	g.pending = nil
-	g.log.Error("the trial of mode: enforce is over: every block is lifted, and from now on it is only observed",
-		"why", why, "blocks", len(out), "hint", "`smtpguard commit` enforces for good, `smtpguard commit --for 10m` tries again")
-	if len(out) > 0 {
-		if err := g.lift(ctx, out, now); err != nil {
-			g.fault("lifting every block at the end of the trial", err)
-			g.letGo(ctx, out)
-		}
+	if len(out) == 0 {
+		return 0
 	}
-	g.tellSystemd()
+	if err := g.lift(ctx, out, now); err != nil {
+		g.fault("lifting every block: "+why, err)
+		g.letGo(ctx, out)
+	}
+	return len(out)
 }
 
 // letGo takes blocks out of memory and the packet filter though the store
@@ -169,7 +204,7 @@ func (g *Guard) Commit(ctx context.Context, by string, again time.Duration) (t T
 		}
 		next := Trial{State: Committed, Since: g.trial.Since, Until: g.trial.Until, By: by}
 		if again > 0 {
-			next = Trial{State: OnTrial, Since: now, Until: now.Add(again)}
+			next = Trial{State: OnTrial, Since: now, Until: wholeSecond(now.Add(again))}
 		}
 		if err = g.saveTrial(next); err != nil {
 			return
@@ -178,10 +213,20 @@ func (g *Guard) Commit(ctx context.Context, by string, again time.Duration) (t T
 		if !g.enforce {
 			g.enforceNow()
 		}
+		g.newEnds(ctx, now)
 		g.log.Info("mode: enforce has the operator's word", "state", string(t.State), "by", by)
 		g.tellSystemd()
 	})
 	return t, errors.Join(doErr, err)
+}
+
+// newEnds gives the packet filter the ends that blocks have after a change of
+// the trial. What it does not take is told, and tried again.
+func (g *Guard) newEnds(ctx context.Context, now time.Time) {
+	g.telling.edits = g.blocks.edits - 1 // CSF is told as well
+	if len(g.wanted(now)) > 0 {
+		_ = g.refill(ctx, now)
+	}
 }
 
 // enforceNow goes over from observing to enforcing. What was only looked at
@@ -200,19 +245,21 @@ func (g *Guard) enforceNow() {
 }
 
 // setMode goes over to the policy's mode without a restart. To enforce needs
-// another packet filter than to observe; blocks of an enforcing time stay in
-// force in mode: observe, as after a restart, until they end or are lifted.
+// another packet filter than to observe; blocks of an enforcing time that was
+// no trial stay in force in mode: observe, as after a restart, until they end
+// or are lifted.
 func (g *Guard) setMode(ctx context.Context, now time.Time) error {
 	if g.policy.Mode == policy.Enforce {
 		if err := g.openFilter(ctx, g.filterAllow(), g.filterEntries()); err != nil {
 			return err
 		}
 	}
-	if err := g.beginTrial(now); err != nil {
+	if err := g.beginTrial(ctx, now); err != nil {
 		return err
 	}
 	if g.policy.Mode == policy.Enforce && !g.trial.over(now) {
 		g.enforceNow()
+		g.newEnds(ctx, now)
 	} else {
 		g.enforce = false
 	}

@@ -145,16 +145,35 @@ func TestTrialCommitted(t *testing.T) {
 	})
 }
 
-// The daemon was dead when the time was up: the next start enforces nothing.
+// The daemon was dead when the time was up: the packet filter has ended the
+// blocks by itself, and the next start enforces nothing.
 func TestTrialRunsOutWhileDead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := trialWorld(t, 10*time.Minute)
 		stop := w.run()
 		w.block("198.51.100.0/24", time.Hour)
 		stop()
-		time.Sleep(20 * time.Minute)
-		w.start()
-		w.want("198.51.100.0/24") // a daemon's doing; a command alone leaves it
+		for _, left := range []int{1, 0} {
+			time.Sleep(time.Until(w.g.trial.Until) - time.Duration(left)*time.Second)
+			n := 0
+			for _, err := range w.fw.List(t.Context()) {
+				if n++; err != nil {
+					t.Error(err)
+				}
+			}
+			if n != left {
+				t.Errorf("%d s before the end of the trial the packet filter holds %d", left, n)
+			}
+		}
+		time.Sleep(10 * time.Minute)
+		w.start() // for a command alone
+		if n, err := w.g.Sync(t.Context()); n != 0 || err != nil {
+			t.Errorf("%d, %v", n, err)
+		}
+		w.want("")
+		if list, err := w.g.Blocks(t.Context()); err != nil || len(list) != 1 || list[0].State != NotApplied || !strings.Contains(list[0].Error, "trial") {
+			t.Errorf("%+v, %v", list, err)
+		}
 		stop = w.run()
 		defer func() { stop() }()
 		w.want("")
@@ -162,6 +181,102 @@ func TestTrialRunsOutWhileDead(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 	})
+}
+
+// Whatever the packet filter is given during a trial ends with it, and that
+// is no difference from the store; the operator's word gives it its own end.
+func TestTrialKeptByFilter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := trialWorld(t, 10*time.Minute)
+		w.block("203.0.113.0/24", time.Hour) // before the daemon, and the trial
+		stop := w.run()
+		defer func() { stop() }()
+		w.block("198.51.100.0/24", 24*time.Hour)
+		w.block("198.51.100.7/32", time.Minute)
+		ends := func(want ...string) {
+			t.Helper()
+			got := map[string]string{}
+			for e, err := range w.fw.List(t.Context()) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				got[e.Prefix.String()] = e.Until.Sub(time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)).String()
+			}
+			for i := 0; i < len(want); i += 2 {
+				if got[want[i]] != want[i+1] {
+					t.Errorf("%s ends at %q, want %q", want[i], got[want[i]], want[i+1])
+				}
+			}
+			if s := w.status(); !s.Firewall.Agrees || s.Firewall.Repairs > 0 {
+				t.Errorf("drift: %+v", s.Firewall)
+			}
+		}
+		ends("203.0.113.0/24", "10m0s", "198.51.100.0/24", "10m0s", "198.51.100.7/32", "1m0s")
+		list, err := w.g.Blocks(t.Context())
+		if err != nil || len(list) != 3 {
+			t.Fatal(list, err)
+		}
+		for _, b := range list {
+			if long := b.Prefix.Bits() < 32; long == b.Ends.IsZero() || b.State != InForce || long && !b.Ends.Equal(w.g.trial.Until) {
+				t.Errorf("%+v", b)
+			}
+		}
+		time.Sleep(3 * time.Minute) // the contents are looked at each minute
+		ends("203.0.113.0/24", "10m0s", "198.51.100.0/24", "10m0s")
+		stop()
+		w.start()
+		stop = w.run()
+		ends("203.0.113.0/24", "10m0s", "198.51.100.0/24", "10m0s")
+		if _, err := w.g.Commit(t.Context(), "root", 2*time.Minute); err != nil {
+			t.Error(err)
+		}
+		ends("203.0.113.0/24", "5m0s", "198.51.100.0/24", "5m0s")
+		if _, err := w.g.Commit(t.Context(), "root", 0); err != nil {
+			t.Error(err)
+		}
+		ends("203.0.113.0/24", "1h0m0s", "198.51.100.0/24", "24h0m0s")
+		if list, err := w.g.Blocks(t.Context()); err != nil || len(list) != 2 || !list[0].Ends.IsZero() {
+			t.Errorf("%+v, %v", list, err)
+		}
+	})
+}
+
+// Mode: observe during a trial, by reload or by restart: nobody gave his word
+// for its blocks, and they go.
+func TestTrialObserved(t *testing.T) {
+	for _, how := range []string{"reload", "restart", "restart after its end"} {
+		t.Run(how, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := trialWorld(t, 10*time.Minute)
+				stop := w.run()
+				defer func() { stop() }()
+				w.block("198.51.100.0/24", time.Hour)
+				p := *w.policy
+				p.Mode = policy.Observe
+				if how == "reload" {
+					if _, err := w.g.Reload(t.Context(), &p); err != nil {
+						t.Error(err)
+					}
+				} else {
+					stop()
+					if how != "restart" {
+						time.Sleep(11 * time.Minute)
+					}
+					w.policy = &p
+					w.start()
+					stop = w.run()
+				}
+				w.want("")
+				if s := w.status(); s.Mode != "observe" || s.Trial != nil || s.Blocks != 0 || !s.Firewall.Agrees {
+					t.Errorf("%+v", s)
+				}
+				list, err := w.g.History(t.Context(), netip.MustParsePrefix("198.51.100.0/24"))
+				if err != nil || len(list) != 1 || list[0].State != IsLifted || list[0].Pardoned() || !strings.Contains(list[0].LiftedBy, "trial") {
+					t.Errorf("%+v, %v", list, err)
+				}
+			})
+		})
+	}
 }
 
 // Without commit: nothing of this happens, and what cannot be read is taken

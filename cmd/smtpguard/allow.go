@@ -24,7 +24,7 @@ func (e *env) allowCommand() *cli.Command {
 		Name: "allow", Usage: "what must never be blocked",
 		Subcommands: []*cli.Command{
 			{Name: "list", Usage: "everything that is never blocked, and why", Action: e.allowList},
-			{Name: "add", Usage: "never block a source, and lift blocks that overlap it", ArgsUsage: "ADDRESS|PREFIX|dns:NAME|spf:DOMAIN", Action: e.allowAdd,
+			{Name: "add", Usage: "never block a source, and free it where it is blocked", ArgsUsage: "ADDRESS|PREFIX|dns:NAME|spf:DOMAIN", Action: e.allowAdd,
 				Description: "dns:NAME is what a host resolves to, spf:DOMAIN the networks that a domain says its mail comes from. The daemon looks names up now and every ten minutes.",
 				Flags: []cli.Flag{
 					&cli.StringFlag{Name: "note", Usage: "note `TEXT` with it"},

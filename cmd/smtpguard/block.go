@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -260,7 +261,8 @@ func (e *env) unblock(c *cli.Context) error {
 	return nil
 }
 
-// lifted prints blocks that were lifted.
+// lifted prints blocks that were lifted, and where those of an allowed source
+// go on without it, in how many parts.
 func (e *env) lifted(c *cli.Context, list []store.Block) error {
 	for _, b := range list {
 		if c.Bool("json") {
@@ -269,9 +271,27 @@ func (e *env) lifted(c *cli.Context, list []store.Block) error {
 			}
 			continue
 		}
+		if b.Lifted.IsZero() && slices.ContainsFunc(list, func(o store.Block) bool { return !o.Lifted.IsZero() && o.Prefix.Overlaps(b.Prefix) }) {
+			continue // a part, told with its whole
+		}
+		if n := partsOf(b, list); n > 0 {
+			fmt.Fprintf(e.stdout, "the block of %s is lifted there only: the rest stays until %s, in %s (`smtpguard unblock %s` lifts it as well)\n",
+				b.Prefix, clock(b.Until), count(n, "part", "parts"), b.Whole())
+			continue
+		}
 		fmt.Fprintf(e.stdout, "the block of %s is lifted (made %s ago: %s)\n", b.Prefix, span(time.Since(b.Since)), b.Reason)
 	}
 	return nil
+}
+
+// partsOf is how many blocks of list go on in the place of b, which was lifted.
+func partsOf(b store.Block, list []store.Block) (n int) {
+	for _, p := range list {
+		if !b.Lifted.IsZero() && p.Lifted.IsZero() && p.Prefix.Overlaps(b.Prefix) {
+			n++
+		}
+	}
+	return n
 }
 
 func (e *env) blocksCommand() *cli.Command {
@@ -314,10 +334,27 @@ func (e *env) blocksList(c *cli.Context) error {
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "PREFIX\tSTATE\tLEFT\tOFFENCE\tSTOPPED\tWHY")
+	var trial time.Time
 	for _, b := range list {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%s\n", b.Prefix, b.State, span(time.Until(b.Until)), b.Offence, b.Packets, why(b.Block))
+		left := b.Until
+		if !b.Ends.IsZero() {
+			left, trial = b.Ends, b.Ends
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%s\n", b.Prefix, b.State, span(time.Until(left)), b.Offence, b.Packets, why(b.Block))
 	}
-	return errors.Join(w.Flush(), out.Flush())
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	if !trial.IsZero() {
+		fmt.Fprintf(out, "on trial: without `smtpguard commit` every block is lifted at %s\n", clock(trial))
+	}
+	for _, b := range list {
+		if b.State == guard.NotApplied {
+			fmt.Fprintf(out, "%s is written down, but nothing is dropped: %s\n", b.Prefix, b.Error)
+			break // the others for the same reason, most likely: `blocks show` tells
+		}
+	}
+	return out.Flush()
 }
 
 // blocksExport writes JSON lines, or plain prefixes.
@@ -417,6 +454,9 @@ func showBlock(out io.Writer, b guard.BlockInfo) {
 		row("  lifted", "%s by %s", clock(b.Lifted), b.LiftedBy)
 	} else {
 		row("  until", "%s (offence %d)", clock(b.Until), b.Offence)
+	}
+	if !b.Ends.IsZero() {
+		row("  on trial", "lifted at %s already, unless you say `smtpguard commit`", clock(b.Ends))
 	}
 	if b.Ended > 0 {
 		row("  connections ended", "%d", b.Ended)

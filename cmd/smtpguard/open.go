@@ -185,7 +185,7 @@ func hint(err error) string {
 	case errors.As(err, &r):
 		return r.Hint
 	case errors.As(err, &cov):
-		return fmt.Sprintf("`smtpguard unblock %s` lifts that block; `smtpguard allow add %s` lifts it and keeps %s free", cov.By, cov.Asked, cov.Asked)
+		return fmt.Sprintf("`smtpguard unblock %s` lifts that block; `smtpguard allow add %s` frees that source alone, for good", cov.By, cov.Asked)
 	case errors.Is(err, store.ErrLocked):
 		return "a command that needs the daemon finds it by --socket; stop the other one before you start a second"
 	case errors.Is(err, store.ErrDamaged):

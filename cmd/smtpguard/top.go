@@ -387,7 +387,7 @@ func (m *top) act(k string, p netip.Prefix) tea.Cmd {
 			return doneMsg{liftedNote(lifted, p.String()+" is not blocked")}
 		})}
 	case "a":
-		m.ask = &question{fmt.Sprintf("Never block %s again, and lift the blocks that overlap it?", p), within(func(ctx context.Context) tea.Msg {
+		m.ask = &question{fmt.Sprintf("Never block %s again, and free it now?", p), within(func(ctx context.Context) tea.Msg {
 			lifted, err := m.daemon.Allow(ctx, store.AllowEntry{Prefix: p, Note: "in top"})
 			if err != nil {
 				return said(err)
@@ -427,6 +427,9 @@ func blockNote(out []guard.BlockOutcome, done string) string {
 }
 
 func liftedNote(lifted []store.Block, none string) string {
+	if len(lifted) > 0 && partsOf(lifted[0], lifted) > 0 {
+		return "the rest of " + lifted[0].Whole().String() + " stays blocked"
+	}
 	switch len(lifted) {
 	case 0:
 		return none
