@@ -107,7 +107,7 @@ func TestReproducible(t *testing.T) {
 	}
 }
 
-// exim gives the machine an Exim of our own, which keeps its mail in the queue.
+// exim gives the machine an Exim of our own, which delivers to its users.
 func (m *machine) exim() {
 	m.t.Helper()
 	m.run(`cat >/etc/exim4/exim4.conf <<'END'
@@ -116,17 +116,21 @@ smtp_accept_max = 77
 smtp_receive_timeout = 5m
 log_selector = +smtp_connection +incoming_port
 log_file_path = /var/log/exim4/%slog
-queue_only
 host_lookup =
 rfc1413_query_timeout = 0s
 begin routers
-out:
-  driver = manualroute
-  route_list = * 127.0.0.1
-  transport = smtp
+local:
+  driver = accept
+  domains = mx.example.net
+  check_local_user
+  transport = mailbox
 begin transports
-smtp:
-  driver = smtp
+mailbox:
+  driver = appendfile
+  file = /var/mail/$local_part_data
+  user = $local_part_data
+  group = mail
+  mode = 0660
 END
 		chmod 644 /etc/exim4/exim4.conf
 		rm -rf /var/spool/exim4/input /var/log/exim4/mainlog
@@ -312,10 +316,14 @@ END
 		}
 	}
 
-	// The local sendmail takes mail from within.
-	m.as("mail", "/usr/sbin/sendmail -i -f abuse@example.net -- noc@example.org",
-		"StandardInput=data\nStandardInputText=Subject: test\nStandardInputText=\n")
-	m.want("exim4 -bpc", "1")
+	// A mail from within is delivered by the local mail server as that user,
+	// into a file that the unit itself must not write.
+	m.run(`systemctl start dbus && useradd --create-home reader && sed -i 's/^hooks: .*/hooks: [{on: [block], mail: reader@mx.example.net, from: guard@mx.example.net}]/' /etc/smtpguard/policy.yaml &&
+		systemctl restart smtpguard && smtpguard block 192.0.2.99 --for 1h
+		for i in $(seq 600); do grep -q '192.0.2.99.* is blocked' /var/mail/reader 2>/dev/null && break; sleep 0.05; done`)
+	if got := m.run("grep -c '^Message-ID: ' /var/mail/reader; stat -c %U /var/mail/reader; exim4 -bpc; systemctl list-units --all --plain --no-legend 'run-*.service'"); got != "1\nreader\n0" {
+		t.Errorf("a mail from within: %s\n%s", got, m.run("tail -n 20 /var/log/exim4/mainlog /var/log/exim4/paniclog; journalctl --no-pager -o cat -n 20; true"))
+	}
 
 	// And what must not be possible.
 	m.run(`cat >/mnt/no.sh <<'END'
