@@ -203,6 +203,11 @@ func TestDeb(t *testing.T) {
 	m.run("for i in 1 2; do /var/lib/dpkg/info/smtpguard.prerm remove 2>&1 || exit 1; done; ! " + table)
 	m.run("for i in 1 2; do /var/lib/dpkg/info/smtpguard.postinst configure '' && /var/lib/dpkg/info/smtpguard.postinst configure 1.0.0-1 || exit 1; done")
 
+	// A daemon that systemd does not know of ends too.
+	m.run(`rm /etc/smtpguard/policy.yaml && smtpguard policy init /etc/smtpguard/policy.yaml && sed -i 's/^mode: observe/mode: enforce/' /etc/smtpguard/policy.yaml
+		mkdir -p /run/smtpguard && setsid smtpguard run >/tmp/ran 2>&1 & until smtpguard status >/dev/null 2>&1; do sleep 0.05; done
+		smtpguard block 192.0.2.7 --for 1h && ` + table + ` && /var/lib/dpkg/info/smtpguard.prerm remove && ! pgrep -x smtpguard && ! ` + table + ` && rm -r /run/smtpguard`)
+
 	// A purge leaves nothing.
 	m.run("dpkg --purge smtpguard")
 	m.want(ours, before)
