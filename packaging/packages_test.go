@@ -5,6 +5,7 @@ package packaging
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -329,6 +330,31 @@ END
 	if got := m.run("grep -c '^Message-ID: ' /var/mail/reader; stat -c %U /var/mail/reader; exim4 -bpc; systemctl list-units --all --plain --no-legend 'run-*.service'"); got != "1\nreader\n0" {
 		t.Errorf("a mail from within: %s\n%s", got, m.run("tail -n 20 /var/log/exim4/mainlog /var/log/exim4/paniclog; journalctl --no-pager -o cat -n 20; true"))
 	}
+
+	// What the policy names and the unit does not allow: doctor says so, and
+	// what it says helps.
+	m.run("systemctl stop smtpguard && sed -i 's#/var/lib/smtpguard/smtpguard.db#/srv/guard/smtpguard.db#' /etc/smtpguard/policy.yaml")
+	report, _ := m.try("smtpguard --json doctor 2>/dev/null")
+	var checks struct {
+		Checks []struct {
+			Name, Status string
+			Mend         []string
+		}
+	}
+	if err := json.Unmarshal([]byte(report), &checks); err != nil {
+		t.Fatalf("%v: %s", err, report)
+	}
+	mended := false
+	for _, c := range checks.Checks {
+		if c.Name == "unit" && c.Status == "fail" {
+			m.run(strings.Join(c.Mend, "\n"))
+			mended = true
+		}
+	}
+	if !mended {
+		t.Errorf("doctor sees no fault in a store that the unit cannot write: %s", report)
+	}
+	m.run("systemctl is-active smtpguard && test -s /srv/guard/smtpguard.db")
 
 	// And what must not be possible.
 	m.run(`cat >/mnt/no.sh <<'END'
