@@ -162,8 +162,10 @@ type AutoSend struct {
 // Transport is how mail is handed over.
 type Transport struct {
 	By Delivery
-	// Program is the sendmail program, absolute.
+	// Program is the sendmail program, absolute. Before is what its command
+	// line begins with, absolute; empty: nothing.
 	Program string
+	Before  []string
 	// Server is "host:port" for SMTP; TLS is required of it (STARTTLS, or from
 	// the beginning on port 465) unless it is a loopback address, whose
 	// certificate is not looked at. User may be empty; the password is the

@@ -11,6 +11,7 @@ import (
 	"net/smtp"
 	"net/textproto"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 )
@@ -47,7 +48,8 @@ func (d *Desk) handover(ctx context.Context, from string, rcpt []string, msg []b
 // sendmail runs the local program, without a shell: -i (a line with a dot is
 // no end), -f (where bounces go), and the recipients after --.
 func (d *Desk) sendmail(ctx context.Context, from string, rcpt []string, msg []byte) (outcome, error) {
-	cmd := exec.CommandContext(ctx, d.config.Delivery.Program, append([]string{"-i", "-f", from, "--"}, rcpt...)...)
+	argv := slices.Concat(d.config.Delivery.Before, []string{d.config.Delivery.Program, "-i", "-f", from, "--"}, rcpt)
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C"}
 	cmd.Dir = "/"
 	cmd.Stdin = bytes.NewReader(bytes.ReplaceAll(msg, []byte("\r\n"), []byte("\n")))

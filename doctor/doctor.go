@@ -49,7 +49,7 @@ func Examine(f *Facts) Report {
 	var r Report
 	x := &exam{Facts: f, add: func(c Check) { r.Checks = append(r.Checks, c) }}
 	for _, check := range []func(*exam){
-		(*exam).policyFile, (*exam).mode, (*exam).daemon, (*exam).store,
+		(*exam).policyFile, (*exam).mode, (*exam).daemon, (*exam).store, (*exam).unit,
 		(*exam).logs, (*exam).selector, (*exam).zone, (*exam).eximListens,
 		(*exam).slots, (*exam).timeouts, (*exam).reserve, (*exam).loadReserve, (*exam).perHost,
 		(*exam).sockets, (*exam).capabilities, (*exam).firewall, (*exam).rules, (*exam).neighbours, (*exam).csf,

@@ -44,8 +44,10 @@ type Facts struct {
 	Lacks    []string
 	LacksErr error
 
-	Store Store
-	Clock Clock
+	Store   Store
+	Unit    Unit
+	UnitErr error
+	Clock   Clock
 
 	// Exempt are never blocked: this machine's own, and in Allowed also what
 	// the policy and the operator allow.

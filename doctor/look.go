@@ -76,6 +76,7 @@ func Look(ctx context.Context, o Options) *Facts {
 		pid = strconv.Itoa(f.Daemon.PID)
 	}
 	f.Lacks, f.LacksErr = lacks(filepath.Join("/proc", pid, "status"))
+	f.Unit, f.UnitErr = lookUnit(ctx)
 	f.Clock = clock()
 	return f
 }

@@ -32,8 +32,10 @@ type Config struct {
 
 // Options are what all hooks share.
 type Options struct {
-	// Sendmail is the program that takes mail.
+	// Sendmail is the program that takes mail. Before is what its command line
+	// begins with, absolute; empty: nothing.
 	Sendmail string
+	Before   []string
 	Version  string
 	Log      *slog.Logger
 	// Fault is told once when a hook begins to fail; nil: the log is. It may
@@ -100,7 +102,7 @@ func New(configs []Config, o Options) *Hooks {
 		case len(c.Command) > 0:
 			k.send = (&command{c, o.Log}).send
 		default:
-			k.send = (&mailer{c, o.Sendmail}).send
+			k.send = (&mailer{c, slices.Concat(o.Before, []string{o.Sendmail})}).send
 		}
 		h.hooks = append(h.hooks, k)
 	}

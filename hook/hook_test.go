@@ -308,7 +308,7 @@ func FuzzMessage(f *testing.F) {
 		}
 		m := h.take(h.hooks[0])
 		valid(t, s, m)
-		msg := (&mailer{h.hooks[0].c, ""}).mail(m)
+		msg := (&mailer{c: h.hooks[0].c}).mail(m)
 		parsed, err := mail.ReadMessage(bytes.NewReader(msg))
 		if err != nil {
 			t.Fatal(err)

@@ -4,17 +4,18 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 )
 
 // mailer hands mail to the local sendmail program.
 type mailer struct {
 	c        Config
-	sendmail string
+	sendmail []string
 }
 
 func (k *mailer) send(ctx context.Context, m *Message) error {
-	argv := []string{k.sendmail, "-i"} // a line with a dot is no end
+	argv := append(slices.Clip(k.sendmail), "-i") // a line with a dot is no end
 	if k.c.From != "" {
 		argv = append(argv, "-f", k.c.From)
 	}

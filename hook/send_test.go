@@ -52,7 +52,7 @@ func TestMail(t *testing.T) {
 	dir := t.TempDir()
 	sendmail := script(t, dir, `printf '<%s>' "$@" > `+dir+`/argv; cat > `+dir+`/mail; env | sort > `+dir+`/env`)
 	t.Setenv("SECRET", "of the daemon")
-	k := &mailer{Config{Mail: "root", From: "smtpguard@example.net"}, sendmail}
+	k := &mailer{Config{Mail: "root", From: "smtpguard@example.net"}, []string{sendmail}}
 	if err := k.send(t.Context(), message(t)); err != nil {
 		t.Fatal(err)
 	}
@@ -83,11 +83,11 @@ The mail server is full, 100 of 100 slots taken, 1 problem of smtpguard's own.
 		t.Errorf("the daemon's environment is passed on:\n%s", env)
 	}
 	// No setting can add a header either.
-	hostile := &mailer{Config{Mail: "root\nBcc: all", From: "a@b\r\nX: y"}, sendmail}
+	hostile := &mailer{Config{Mail: "root\nBcc: all", From: "a@b\r\nX: y"}, []string{sendmail}}
 	if head, _, _ := strings.Cut(string(hostile.mail(message(t))), "\n\n"); strings.Contains(head, "\nBcc:") || strings.ContainsAny(head, "\r") {
 		t.Errorf("%s", head)
 	}
-	k.sendmail = script(t, dir, "echo 'no route\x1b[2J' >&2; exit 69")
+	k.sendmail = []string{script(t, dir, "echo 'no route\x1b[2J' >&2; exit 69")}
 	if err := k.send(t.Context(), message(t)); err == nil || !strings.Contains(err.Error(), `exit status 69: no route\u{1b}[2J`) {
 		t.Errorf("%v", err)
 	}

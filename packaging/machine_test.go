@@ -103,7 +103,7 @@ func boot(t *testing.T, dir string) *machine {
 		_ = cmd.Wait()
 	})
 	children := fmt.Sprintf("/proc/%d/task/%[1]d/children", cmd.Process.Pid)
-	for range 300 {
+	for range 2400 { // two minutes
 		if b, err := os.ReadFile(children); err == nil {
 			m.pid = strings.TrimSpace(string(b))
 		}

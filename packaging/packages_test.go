@@ -5,6 +5,7 @@ package packaging
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -107,7 +108,7 @@ func TestReproducible(t *testing.T) {
 	}
 }
 
-// exim gives the machine an Exim of our own, which keeps its mail in the queue.
+// exim gives the machine an Exim of our own, which delivers to its users.
 func (m *machine) exim() {
 	m.t.Helper()
 	m.run(`cat >/etc/exim4/exim4.conf <<'END'
@@ -116,17 +117,21 @@ smtp_accept_max = 77
 smtp_receive_timeout = 5m
 log_selector = +smtp_connection +incoming_port
 log_file_path = /var/log/exim4/%slog
-queue_only
 host_lookup =
 rfc1413_query_timeout = 0s
 begin routers
-out:
-  driver = manualroute
-  route_list = * 127.0.0.1
-  transport = smtp
+local:
+  driver = accept
+  domains = mx.example.net
+  check_local_user
+  transport = mailbox
 begin transports
-smtp:
-  driver = smtp
+mailbox:
+  driver = appendfile
+  file = /var/mail/$local_part_data
+  user = $local_part_data
+  group = mail
+  mode = 0660
 END
 		chmod 644 /etc/exim4/exim4.conf
 		rm -rf /var/spool/exim4/input /var/log/exim4/mainlog
@@ -198,6 +203,11 @@ func TestDeb(t *testing.T) {
 	m.run("echo 'mode: perhaps' >/etc/smtpguard/policy.yaml && systemctl kill -s KILL smtpguard && " + table)
 	m.run("for i in 1 2; do /var/lib/dpkg/info/smtpguard.prerm remove 2>&1 || exit 1; done; ! " + table)
 	m.run("for i in 1 2; do /var/lib/dpkg/info/smtpguard.postinst configure '' && /var/lib/dpkg/info/smtpguard.postinst configure 1.0.0-1 || exit 1; done")
+
+	// A daemon that systemd does not know of ends too.
+	m.run(`rm /etc/smtpguard/policy.yaml && smtpguard policy init /etc/smtpguard/policy.yaml && sed -i 's/^mode: observe/mode: enforce/' /etc/smtpguard/policy.yaml
+		mkdir -p /run/smtpguard && setsid smtpguard run >/tmp/ran 2>&1 & until smtpguard status >/dev/null 2>&1; do sleep 0.05; done
+		smtpguard block 192.0.2.7 --for 1h && ` + table + ` && /var/lib/dpkg/info/smtpguard.prerm remove && ! pgrep -x smtpguard && ! ` + table + ` && rm -r /run/smtpguard`)
 
 	// A purge leaves nothing.
 	m.run("dpkg --purge smtpguard")
@@ -312,10 +322,39 @@ END
 		}
 	}
 
-	// The local sendmail takes mail from within.
-	m.as("mail", "/usr/sbin/sendmail -i -f abuse@example.net -- noc@example.org",
-		"StandardInput=data\nStandardInputText=Subject: test\nStandardInputText=\n")
-	m.want("exim4 -bpc", "1")
+	// A mail from within is delivered by the local mail server as that user,
+	// into a file that the unit itself must not write.
+	m.run(`systemctl start dbus && useradd --create-home reader && sed -i 's/^hooks: .*/hooks: [{on: [block], mail: reader@mx.example.net, from: guard@mx.example.net}]/' /etc/smtpguard/policy.yaml &&
+		systemctl restart smtpguard && smtpguard block 192.0.2.99 --for 1h
+		for i in $(seq 600); do grep -q '192.0.2.99.* is blocked' /var/mail/reader 2>/dev/null && break; sleep 0.05; done`)
+	if got := m.run("grep -c '^Message-ID: ' /var/mail/reader; stat -c %U /var/mail/reader; exim4 -bpc; systemctl list-units --all --plain --no-legend 'run-*.service'"); got != "1\nreader\n0" {
+		t.Errorf("a mail from within: %s\n%s", got, m.run("tail -n 20 /var/log/exim4/mainlog /var/log/exim4/paniclog; journalctl --no-pager -o cat -n 20; true"))
+	}
+
+	// What the policy names and the unit does not allow: doctor says so, and
+	// what it says helps.
+	m.run("systemctl stop smtpguard && sed -i 's#/var/lib/smtpguard/smtpguard.db#/srv/guard/smtpguard.db#' /etc/smtpguard/policy.yaml")
+	report, _ := m.try("smtpguard --json doctor 2>/dev/null")
+	var checks struct {
+		Checks []struct {
+			Name, Status string
+			Mend         []string
+		}
+	}
+	if err := json.Unmarshal([]byte(report), &checks); err != nil {
+		t.Fatalf("%v: %s", err, report)
+	}
+	mended := false
+	for _, c := range checks.Checks {
+		if c.Name == "unit" && c.Status == "fail" {
+			m.run(strings.Join(c.Mend, "\n"))
+			mended = true
+		}
+	}
+	if !mended {
+		t.Errorf("doctor sees no fault in a store that the unit cannot write: %s", report)
+	}
+	m.run("systemctl is-active smtpguard && test -s /srv/guard/smtpguard.db")
 
 	// And what must not be possible.
 	m.run(`cat >/mnt/no.sh <<'END'

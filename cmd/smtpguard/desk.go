@@ -33,7 +33,7 @@ func reportsConfig(p *policy.Policy) (abuse.Config, error) {
 		Threshold: abuse.Threshold{Connections: r.Threshold.Connections, Held: r.Threshold.Held, Settle: r.Threshold.Settle},
 		Caps:      abuse.Caps{Recipient: r.Caps.Recipient, Hour: r.Caps.Hour, Day: r.Caps.Day, Drafts: r.Caps.Drafts},
 		Auto:      abuse.AutoSend{Connections: r.Auto.Connections, Blocks: r.Auto.Blocks},
-		Delivery: abuse.Transport{By: abuse.Delivery(r.Delivery.By), Program: r.Delivery.Program, Server: r.Delivery.Server, User: r.Delivery.User,
+		Delivery: abuse.Transport{By: abuse.Delivery(r.Delivery.By), Program: r.Delivery.Program, Before: outside(), Server: r.Delivery.Server, User: r.Delivery.User,
 			PasswordFile: r.Delivery.PasswordFile, Timeout: r.Delivery.Timeout},
 		Quiet: r.Quiet, FollowUp: r.FollowUp, MaxFollowUps: r.MaxFollowUps, Baseline: r.Baseline, Withdrawn: r.Withdrawn, Keep: r.Keep, Redirect: r.Redirect,
 	}

@@ -45,7 +45,7 @@ func newWatch(p *policy.Policy, st *store.Store, log *slog.Logger) (*watch, erro
 		for _, h := range p.Hooks {
 			configs = append(configs, hook.Config(h))
 		}
-		w.hooks = hook.New(configs, hook.Options{Sendmail: p.Reports.Delivery.Program, Version: programVersion(), Log: log, Fault: w.fault})
+		w.hooks = hook.New(configs, hook.Options{Sendmail: p.Reports.Delivery.Program, Before: outside(), Version: programVersion(), Log: log, Fault: w.fault})
 	}
 	if p.Metrics.Listen != "" {
 		s := metrics.Sources{Version: programVersion(), Reports: w.reports, Lookups: w.lookups}
