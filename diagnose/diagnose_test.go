@@ -483,3 +483,32 @@ func TestReloads(t *testing.T) {
 		t.Errorf("%d starts: %s", r.Starts, summary(r))
 	}
 }
+
+// TestLines: whatever is found shows lines of the files that it is read from.
+func TestLines(t *testing.T) {
+	for _, c := range []struct {
+		files    []string
+		capacity int
+	}{
+		{[]string{"diagnose/login.log", "diagnose/login.chkservd.log"}, 100}, {[]string{"diagnose/old.mbox"}, 0},
+		{[]string{"diagnose/new.mbox"}, 0}, {[]string{"diagnose/flood.chkservd.log"}, 0}, {[]string{"diagnose/down.chkservd.log"}, 0},
+		{[]string{"diagnose/load.log"}, 100}, {[]string{"diagnose/disk.log"}, 100}, {[]string{"diagnose/port.log"}, 100},
+		{[]string{"diagnose/restarts.log"}, 100}, {[]string{"corpus/a-default-debian.log"}, 0}, {[]string{"corpus/h-one-ip-hold.log"}, 0},
+		{[]string{"corpus/j-rapid-churn.log"}, 100}, {[]string{"corpus/k-legit-busy.log"}, 100},
+	} {
+		r := diagnosed(t, c.capacity, c.files...)
+		if len(r.Findings) == 0 {
+			t.Errorf("%v: nothing is found", c.files)
+		}
+		for _, f := range r.Findings {
+			if len(f.Lines) == 0 || len(f.Lines) > maxLines {
+				t.Errorf("%v: %s shows %d lines", c.files, f.Kind, len(f.Lines))
+			}
+		}
+	}
+	for _, line := range diagnosed(t, 100, "diagnose/restarts.log").Findings[0].Lines {
+		if !strings.Contains(line, "daemon started") {
+			t.Errorf("of restarts it shows %q", line)
+		}
+	}
+}

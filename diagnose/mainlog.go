@@ -24,8 +24,9 @@ const (
 // start is a line "daemon started", or of a SIGHUP, after which Exim counts
 // from 1.
 type start struct {
-	at  time.Time
-	hup bool
+	at   time.Time
+	hup  bool
+	line string // as shown
 }
 
 // serviceAuth is how the user begins that cPanel makes for its check
@@ -136,7 +137,7 @@ func (d *Diagnosis) mainLog(line []byte) {
 		}
 	case detector.DaemonStarted:
 		if in && len(d.starts) < maxStarts {
-			d.starts = append(d.starts, start{ev.Time, bytes.HasSuffix(line, []byte(" SIGHUP received: re-exec daemon"))})
+			d.starts = append(d.starts, start{ev.Time, bytes.HasSuffix(line, []byte(" SIGHUP received: re-exec daemon")), show(line)})
 		}
 	}
 	for _, v := range d.slots.observe(&ev, line, reserved, in) {

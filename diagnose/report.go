@@ -278,6 +278,9 @@ func (d *Diagnosis) restarts(found []Finding) []Finding {
 			continue
 		}
 		times = append(times, s.at)
+		if len(f.Lines) < maxLines {
+			f.Lines = append(f.Lines, s.line)
+		}
 	}
 	// An update or an administrator makes one or two.
 	often := false
