@@ -5,6 +5,7 @@ package packaging
 
 import (
 	"bytes"
+	"debug/elf"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -108,6 +109,33 @@ func TestReproducible(t *testing.T) {
 	}
 }
 
+// TestStatic: what is packaged needs no other file, for either processor.
+func TestStatic(t *testing.T) {
+	t.Parallel()
+	packages(t) // skips where nothing can be built
+	for arch, machine := range map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64} {
+		dir := t.TempDir()
+		cmd := exec.Command("make", "-s", "-C", "..", "build", "BUILD="+dir, "VERSION=1.0.0")
+		cmd.Env = append(os.Environ(), "GOARCH="+arch, "MAKEFLAGS=")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", arch, err, out)
+		}
+		f, err := elf.Open(filepath.Join(dir, "smtpguard"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if f.Machine != machine {
+			t.Errorf("%s: it is for %s", arch, f.Machine)
+		}
+		for _, p := range f.Progs {
+			if p.Type == elf.PT_INTERP || p.Type == elf.PT_DYNAMIC {
+				t.Errorf("%s: it is linked dynamically (%s)", arch, p.Type)
+			}
+		}
+	}
+}
+
 // exim gives the machine an Exim of our own, which delivers to its users.
 func (m *machine) exim() {
 	m.t.Helper()
@@ -167,6 +195,7 @@ func TestDeb(t *testing.T) {
 	m.want("systemctl is-enabled smtpguard; systemctl is-active smtpguard; true", "disabled\ninactive")
 	m.run("grep '^mode: observe' /etc/smtpguard/policy.yaml && smtpguard policy check && ! " + table)
 	m.want("smtpguard version", "smtpguard 1.0.0~rc1")
+	m.want("systemd-analyze verify --man=no smtpguard.service 2>&1", "")
 	m.run("ls /usr/share/man/man8/smtpguard.8.gz /usr/share/man/man5/smtpguard-policy.5.gz /usr/share/doc/smtpguard/{README.md,CHANGELOG.md,copyright}")
 
 	// An upgrade restarts it, keeps what the administrator wrote, and no
