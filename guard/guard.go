@@ -701,10 +701,18 @@ func (g *Guard) renewFilter(ctx context.Context) error {
 	if slices.Equal(allow, g.fwAllow) && entries <= g.fwEntries {
 		return nil
 	}
-	return g.openFilter(ctx, allow, entries)
+	if err := g.openFilter(ctx, allow, entries); err != nil {
+		// Tried again with the next look at this machine's addresses; until
+		// then the gate alone stands before what is newly allowed.
+		g.fault("opening the packet filter anew for another allowlist", err)
+		g.drift.suspect = true
+		return fmt.Errorf("the packet filter could not be opened anew to let pass whom the allowlist names now, which is tried again within a minute: %w", err)
+	}
+	return nil
 }
 
-// openFilter puts another packet filter in the place of the one in use.
+// openFilter puts another packet filter in the place of the one in use. After
+// an error that one goes on.
 func (g *Guard) openFilter(ctx context.Context, allow []netip.Prefix, entries int) error {
 	now := time.Now()
 	var filled error
@@ -722,11 +730,7 @@ func (g *Guard) openFilter(ctx context.Context, allow []netip.Prefix, entries in
 		}
 	}
 	if err != nil {
-		// Tried again with the next look at this machine's addresses; until
-		// then the gate alone stands before what is newly allowed.
-		g.fault("letting allowed prefixes pass the packet filter", err)
-		g.drift.suspect = true
-		return fmt.Errorf("letting allowed prefixes pass the packet filter; it is tried again: %w", err)
+		return err
 	}
 	g.fwMu.Lock()
 	old := g.fw

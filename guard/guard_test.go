@@ -94,6 +94,7 @@ type world struct {
 	policy *policy.Policy
 	path   string
 	passes [][]netip.Prefix // what the packet filter was opened with
+	shut   error            // why the packet filter cannot be opened anew
 
 	ownMu sync.Mutex
 	own   []Exempt // this machine's addresses
@@ -134,6 +135,9 @@ func (w *world) start() {
 	o := Options{Policy: w.policy, Store: w.st, Capacity: 100,
 		OpenFirewall: func(_ context.Context, allow []netip.Prefix, _ int) (firewall.Firewall, error) {
 			w.passes = append(w.passes, allow)
+			if w.shut != nil {
+				return nil, w.shut
+			}
 			return w.fw, nil
 		},
 		Self: func(context.Context) ([]Exempt, error) {
@@ -611,9 +615,9 @@ func TestReload(t *testing.T) {
 		p := policy.Default()
 		p.Mode, p.Confirm, p.Logs = policy.Enforce, policy.ConfirmOff, []string{"/other"}
 		p.Allow = []policy.AllowEntry{{Prefix: netip.MustParsePrefix("203.0.113.7/32"), Why: "policy.yaml:3:4"}}
-		later, err := w.g.Reload(ctx, p)
-		if err != nil || !slices.Equal(later, []string{"logs"}) {
-			t.Errorf("needs a restart: %v, %v", later, err)
+		done, err := w.g.Reload(ctx, p)
+		if err != nil || done.Undone != nil || !slices.Equal(done.Restart, []string{"logs"}) {
+			t.Errorf("%+v, %v", done, err)
 		}
 		w.want(around7)
 		if last := w.passes[len(w.passes)-1]; join(last) != "203.0.113.7/32" {
