@@ -355,6 +355,7 @@ func (g *Guard) Run(ctx context.Context) error {
 	if g.trial.over(time.Now()) {
 		g.endTrial(ctx, time.Now())
 	}
+	g.awaitNames(ctx, &wg)
 	if err := g.restore(ctx); err != nil {
 		return err
 	}
@@ -422,7 +423,11 @@ func (g *Guard) Run(ctx context.Context) error {
 			g.tampered(ctx, by)
 		case <-fast.C:
 			armed = false
-			g.sample(ctx, time.Now())
+			if g.o.Sockets != nil {
+				g.sample(ctx, time.Now())
+			} else {
+				g.retry(ctx, time.Now())
+			}
 		case <-tick.C:
 			now := time.Now()
 			g.notify("WATCHDOG=1")
@@ -434,6 +439,7 @@ func (g *Guard) Run(ctx context.Context) error {
 			g.beat(now)
 			g.tellCSF(now)
 			g.lookUp(ctx, &wg, now)
+			g.tellUnknown(now)
 			g.tellFilter(ctx, now)
 			every(now, &due.sweep, sweepEvery, func() {
 				if g.sweep(ctx, now) {

@@ -98,6 +98,7 @@ type world struct {
 
 	ownMu sync.Mutex
 	own   []Exempt // this machine's addresses
+	zone  *zone    // the DNS; nil: an empty one
 	news  chan struct{}
 }
 
@@ -155,6 +156,10 @@ func (w *world) start() {
 				}
 			}
 		}}
+	if w.zone == nil {
+		w.zone = &zone{}
+	}
+	o.DNS = w.zone
 	if w.policy.Confirm == policy.ConfirmSockets {
 		o.Sockets = w.k
 	}
@@ -164,7 +169,7 @@ func (w *world) start() {
 }
 
 // dns lets z answer for the names of the allowlist; before run.
-func (w *world) dns(z *zone) { w.g.o.DNS = z }
+func (w *world) dns(z *zone) { w.zone, w.g.o.DNS = z, z }
 
 // run starts the guard and returns what stops it.
 func (w *world) run() (stop func()) {
