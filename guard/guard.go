@@ -111,6 +111,7 @@ type Guard struct {
 	log       *slog.Logger
 	gate      gate
 	self      []Exempt
+	selfPast  selfPast
 	allowed   []store.AllowEntry
 	names     map[allow.Name]*named // of the allowlist; see lookUp
 	det       *detector.Detector
@@ -639,16 +640,8 @@ func (g *Guard) refreshSelf(ctx context.Context) error {
 				self = append(self, Exempt{netip.PrefixFrom(a, a.BitLen()), "an address of this machine"})
 			}
 		}
-		self = append(self, g.self...)
-		seen := make(map[netip.Prefix]bool)
-		self = slices.DeleteFunc(self, func(e Exempt) bool {
-			was := seen[e.Prefix]
-			seen[e.Prefix] = true
-			return was
-		})
-		g.fault("this machine's own addresses, gateways and resolvers are known in part only", err)
 	}
-	g.self = self
+	g.rememberSelf(self, err, time.Now())
 	g.rebuildAllow()
 	return nil
 }
