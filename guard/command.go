@@ -70,12 +70,9 @@ func (g *Guard) blockByHand(ctx context.Context, reqs []BlockRequest, dry bool) 
 	var made []*store.Block
 	var replaced []store.Block
 	fresh := make(map[netip.Prefix]bool)
+	added := 0 // of those made, in the place of no other
 	for _, r := range reqs {
-		n := g.blocks.len() + len(made)
-		if old, ok := g.blocks.get(r.Prefix); ok && !fresh[r.Prefix] && old.Prefix == r.Prefix {
-			n-- // it is replaced
-		}
-		parts, ref := g.gate.admits(r.Prefix, n)
+		parts, ref := g.gate.admits(r.Prefix, &g.blocks, added)
 		for _, p := range parts {
 			old, replaces := g.blocks.get(p)
 			switch {
@@ -121,6 +118,7 @@ func (g *Guard) blockByHand(ctx context.Context, reqs []BlockRequest, dry bool) 
 				replaced = append(replaced, end)
 			}
 			made, fresh[p] = append(made, b), true
+			added += g.blocks.without([]netip.Prefix{p})
 			out = append(out, BlockOutcome{Prefix: p, Block: b})
 		}
 	}

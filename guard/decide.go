@@ -150,7 +150,7 @@ func (g *Guard) enact(ctx context.Context, good []decided, now time.Time) {
 		if parts, r := g.gate.parts(v.Source); r == nil && len(g.blocks.lacking(parts, g.enforce)) == 0 {
 			continue
 		}
-		parts, r := g.gate.admitsVerdict(&v, g.det, now, g.blocks.len()+len(made))
+		parts, r := g.gate.admitsVerdict(&v, g.det, now, &g.blocks, len(made))
 		g.shout()
 		if r != nil {
 			g.count.Refused++
