@@ -30,11 +30,14 @@ type BlockRequest struct {
 // request has several where somebody in its prefix is allowed and the rest is
 // blocked in parts: each is then Block.PartOf the prefix.
 type BlockOutcome struct {
-	Prefix  netip.Prefix `json:"prefix"`
-	Block   *store.Block `json:"block,omitempty"` // without ID in a dry run
-	Refused string       `json:"refused,omitempty"`
-	Hint    string       `json:"hint,omitempty"`
-	Error   string       `json:"error,omitempty"`
+	Prefix netip.Prefix `json:"prefix"`
+	Block  *store.Block `json:"block,omitempty"` // without ID in a dry run
+	// Ends is when the block is lifted before its Until, because a trial of
+	// mode: enforce runs out then; zero if it is not.
+	Ends    time.Time `json:"ends,omitzero"`
+	Refused string    `json:"refused,omitempty"`
+	Hint    string    `json:"hint,omitempty"`
+	Error   string    `json:"error,omitempty"`
 }
 
 // blockChunk is how many requests are taken at a time, so that verdicts get
@@ -119,7 +122,11 @@ func (g *Guard) blockByHand(ctx context.Context, reqs []BlockRequest, dry bool) 
 			}
 			made, fresh[p] = append(made, b), true
 			added += g.blocks.without([]netip.Prefix{p})
-			out = append(out, BlockOutcome{Prefix: p, Block: b})
+			o := BlockOutcome{Prefix: p, Block: b}
+			if end := g.ends(b); end.Before(b.Until) && !b.Observed {
+				o.Ends = end
+			}
+			out = append(out, o)
 		}
 	}
 	if dry || len(made) == 0 {
