@@ -196,7 +196,7 @@ func (n *nft) Apply(ctx context.Context, b Batch) (Result, error) {
 		room := max(1, (n.sendBudget()-nftLayoutBytes)/nftUpsertBytes)
 		part.set, p.set = cut(p.set, room)
 		part.unset, p.unset = cut(p.unset, room-len(part.set))
-		if err := n.change(ctx, part, now); err != nil {
+		if err := n.change(ctx, part); err != nil {
 			rest := failAll(append(part.prefixes(), p.prefixes()...), err)
 			return Result{append(rest.Failed, res.Failed...)}, err
 		}
@@ -205,11 +205,14 @@ func (n *nft) Apply(ctx context.Context, b Batch) (Result, error) {
 }
 
 // change makes the changes in one transaction.
-func (n *nft) change(ctx context.Context, p plan, now time.Time) error {
+func (n *nft) change(ctx context.Context, p plan) error {
 	doing := fmt.Sprintf("setting %d and removing %d entries in nftables", len(p.set), len(p.unset))
 	if err := n.open(); err != nil {
 		return nftError(doing, err)
 	}
+	// As late as can be: from the transaction on, the kernel counts down what is
+	// left by this clock.
+	now := time.Now()
 	type group struct{ set, unset []nftables.SetElement }
 	groups := make(map[length]*group)
 	var created []length
@@ -317,7 +320,7 @@ func (n *nft) rebuild(ctx context.Context, entries []Entry) error {
 		return nftError(doing, err)
 	}
 	n.book.replace(entries)
-	n.carry(ctx, entries, counts, now)
+	n.carry(ctx, entries, counts)
 	// Read back what the kernel made of it, and recognise it from now on.
 	if ok, err := n.inspect(ctx); err != nil || !ok {
 		return nftError(doing, cmpErr(err, errChanging))

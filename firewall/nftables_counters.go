@@ -35,7 +35,8 @@ func (n *nft) counted(ctx context.Context, entries []Entry) map[netip.Prefix]Ins
 // carry has the entries go on counting where they were, in a transaction of its
 // own: the library cannot say what a counter begins with. What fails is the
 // counters alone, and nobody is told.
-func (n *nft) carry(ctx context.Context, entries []Entry, counts map[netip.Prefix]Installed, now time.Time) {
+func (n *nft) carry(ctx context.Context, entries []Entry, counts map[netip.Prefix]Installed) {
+	now := time.Now() // the ends are told again
 	entries = slices.DeleteFunc(slices.Clone(entries), func(e Entry) bool { return counts[e.Prefix].Packets == 0 })
 	const bytes = 240 // what an entry has at most in the three messages below
 	entries, _ = cut(entries, n.budget/bytes)

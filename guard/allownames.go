@@ -23,6 +23,11 @@ const (
 	lookRetry  = time.Minute // after a failure, then twice as long, up to lookEvery
 	lookFor    = 20 * time.Second
 	lookAtOnce = 4
+	// nameGrace is how long restored blocks and verdicts wait for a name that
+	// nothing is known of; it is looked up at once, and again every lookSoon.
+	nameGrace  = 5 * time.Second
+	lookSoon   = time.Second
+	newAtOnce  = 32
 	lookNews   = 2 * time.Second // how long the packet filter waits for more news
 	staleNames = 24 * time.Hour  // an answer that is older is warned of
 
@@ -43,6 +48,63 @@ type named struct {
 	due     time.Time
 	pause   time.Duration
 	busy    bool
+	// since is when it came onto the list, zero once the DNS said whom it
+	// stands for, or that there is nobody.
+	since time.Time
+	told  bool // that it stayed unknown
+}
+
+// awaited reports whether somebody could be blocked whom the name would have
+// protected, had it been looked up.
+func (n *named) awaited(now time.Time) bool { return !n.since.IsZero() && now.Sub(n.since) < nameGrace }
+
+// namesAwaited reports whether rules block nobody yet, because a name is new.
+func (g *Guard) namesAwaited(now time.Time) bool {
+	for _, n := range g.names {
+		if n.awaited(now) {
+			return true
+		}
+	}
+	return false
+}
+
+// awaitNames looks up the names that nothing is known of, before blocks are
+// put back and rules make new ones. It takes nameGrace at most.
+func (g *Guard) awaitNames(ctx context.Context, wg *sync.WaitGroup) {
+	for _, n := range g.names {
+		if !n.since.IsZero() {
+			n.since = time.Now()
+		}
+	}
+	tick := time.NewTicker(tickEvery)
+	defer tick.Stop()
+	for now := time.Now(); ctx.Err() == nil && g.namesAwaited(now); now = time.Now() {
+		g.lookUp(ctx, wg, now)
+		select {
+		case <-ctx.Done():
+		case l := <-g.answers:
+			if g.heard(l, time.Now()) {
+				g.filterNews = time.Now()
+			}
+		case <-tick.C:
+		}
+	}
+	g.tellUnknown(time.Now())
+	g.rebuildAllow()
+}
+
+// tellUnknown tells once of each name that nothing became known of in time.
+func (g *Guard) tellUnknown(now time.Time) {
+	var names []string
+	for _, n := range g.namesSorted() {
+		if !n.since.IsZero() && !n.told && !n.awaited(now) {
+			n.told = true
+			names = append(names, string(n.name))
+		}
+	}
+	if len(names) > 0 {
+		g.log.Warn("names of the allowlist are not known: whom they stand for can be blocked until the DNS answers", "names", names)
+	}
 }
 
 // lookedUp is what came of a look at a name.
@@ -87,6 +149,9 @@ func (g *Guard) syncNames(now time.Time) {
 				g.names = make(map[allow.Name]*named)
 			}
 			n = &named{name: name, due: now, kept: g.keptOf(name)}
+			if n.kept.Answered.IsZero() && len(n.kept.Prefixes) == 0 {
+				n.since = now
+			}
 			g.names[name] = n
 		}
 		n.why = why
@@ -123,7 +188,11 @@ func (g *Guard) keptOf(name allow.Name) (k allow.Kept) {
 // lookUp starts to look up the names that are due, beside the decisions.
 func (g *Guard) lookUp(ctx context.Context, wg *sync.WaitGroup, now time.Time) {
 	for _, n := range g.names {
-		if n.busy || now.Before(n.due) || g.looking >= lookAtOnce {
+		most := lookAtOnce
+		if n.awaited(now) {
+			most = newAtOnce
+		}
+		if n.busy || now.Before(n.due) || g.looking >= most {
 			continue
 		}
 		n.busy = true
@@ -144,21 +213,41 @@ func (g *Guard) lookUp(ctx context.Context, wg *sync.WaitGroup, now time.Time) {
 // answered takes the outcome of a look at a name. What is allowed from now on
 // is free at once; the packet filter learns of it with other news.
 func (g *Guard) answered(ctx context.Context, l lookedUp, now time.Time) {
+	if !g.heard(l, now) {
+		return
+	}
+	g.rebuildAllow()
+	g.dropAllowed()
+	_, _ = g.liftAllowed(ctx)
+	if g.filterNews.IsZero() {
+		g.filterNews = now
+	}
+}
+
+// heard notes the outcome of a look at a name, and reports whether it stands
+// for others than before.
+func (g *Guard) heard(l lookedUp, now time.Time) (changed bool) {
 	g.looking--
 	n := g.names[l.name]
 	if n == nil {
-		return // taken off the list meanwhile
+		return false // taken off the list meanwhile
 	}
 	n.busy, n.checked = false, now
 	before := n.kept.Answered
-	changed := n.kept.Merge(l.answer, l.err, now)
+	changed = n.kept.Merge(l.answer, l.err, now)
 	notes := slices.Equal(n.notes, l.answer.Notes)
 	n.notes = l.answer.Notes
 	was := n.err
+	if l.err == nil || errors.Is(l.err, allow.ErrNothing) {
+		n.since = time.Time{}
+	}
 	if n.err = ""; l.err != nil {
 		n.err = l.err.Error()
 		n.pause = min(max(2*n.pause, lookRetry), lookEvery)
 		n.due = now.Add(n.pause)
+		if n.awaited(now) {
+			n.pause, n.due = 0, now.Add(lookSoon)
+		}
 	} else {
 		n.pause, n.due = 0, now.Add(lookEvery)
 	}
@@ -183,16 +272,10 @@ func (g *Guard) answered(ctx context.Context, l lookedUp, now time.Time) {
 			g.fault("noting what "+string(n.name)+" stands for", err)
 		}
 	}
-	if !changed {
-		return
+	if changed {
+		g.log.Info("a name of the allowlist stands for other addresses than before", "name", string(n.name), "prefixes", len(n.kept.Prefixes))
 	}
-	g.log.Info("a name of the allowlist stands for other addresses than before", "name", string(n.name), "prefixes", len(n.kept.Prefixes))
-	g.rebuildAllow()
-	g.dropAllowed()
-	_, _ = g.liftAllowed(ctx)
-	if g.filterNews.IsZero() {
-		g.filterNews = now
-	}
+	return changed
 }
 
 // tellFilter passes names' news on to the packet filter, many at a time: each
@@ -260,6 +343,10 @@ func (n *named) info() *AllowName {
 func (g *Guard) nameWarnings(now time.Time) (w []string) {
 	for _, n := range g.namesSorted() {
 		switch {
+		case n.awaited(now):
+			w = append(w, fmt.Sprintf("allow: %s is not known yet: no rule blocks anybody until it is, or for %s", n.name, nameGrace))
+		case len(n.kept.Prefixes) == 0 && n.err == "" && n.checked.IsZero():
+			w = append(w, fmt.Sprintf("allow: %s protects nobody: it was never looked up", n.name))
 		case len(n.kept.Prefixes) == 0 && n.err != "":
 			w = append(w, fmt.Sprintf("allow: %s protects nobody: %s", n.name, n.err))
 		case n.err != "" && now.Sub(n.kept.Answered) > staleNames:

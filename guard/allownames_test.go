@@ -3,6 +3,7 @@ package guard
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/smtpguard/smtpguard/allow"
+	"github.com/smtpguard/smtpguard/firewall"
 	"github.com/smtpguard/smtpguard/policy"
 	"github.com/smtpguard/smtpguard/store"
 )
@@ -25,6 +27,7 @@ type zone struct {
 	texts map[string]string
 	fails bool
 	slow  bool // no answer before the context ends
+	late  time.Duration
 	asked int
 }
 
@@ -45,12 +48,15 @@ func (z *zone) break_(fails, slow bool) {
 
 func (z *zone) LookupNetIP(ctx context.Context, network, host string) (list []netip.Addr, err error) {
 	z.mu.Lock()
-	fails, slow, addrs := z.fails, z.slow, z.addrs[host]
+	fails, slow, late, addrs := z.fails, z.slow, z.late, z.addrs[host]
 	z.asked++
 	z.mu.Unlock()
 	if slow {
 		<-ctx.Done()
 		return nil, ctx.Err()
+	}
+	if network == "ip4" {
+		time.Sleep(late)
 	}
 	if fails {
 		return nil, &net.DNSError{Err: "server misbehaving", IsTemporary: true}
@@ -180,7 +186,7 @@ func TestSlowDNS(t *testing.T) {
 		})
 		w.dns(z)
 		stop := w.run()
-		time.Sleep(time.Second)
+		time.Sleep(nameGrace + time.Second)
 		before := time.Now()
 		w.block("203.0.113.9/32", time.Hour)
 		if d := time.Since(before); d != 0 {
@@ -189,12 +195,22 @@ func TestSlowDNS(t *testing.T) {
 		z.mu.Lock()
 		asked := z.asked
 		z.mu.Unlock()
-		if asked != lookAtOnce {
-			t.Errorf("%d were asked at once, want %d", asked, lookAtOnce)
+		if asked != 6 {
+			t.Errorf("%d were asked at once, want all that are new", asked)
 		}
 		time.Sleep(lookFor)
 		if !w.warned("allow: dns:a.example protects nobody: asking for a.example") && !w.warned("protects nobody") {
 			t.Error("nobody is warned")
+		}
+		z.mu.Lock()
+		asked = z.asked
+		z.mu.Unlock()
+		time.Sleep(lookRetry)
+		z.mu.Lock()
+		asked = z.asked - asked
+		z.mu.Unlock()
+		if asked != lookAtOnce {
+			t.Errorf("%d were asked again at once, want %d", asked, lookAtOnce)
 		}
 		stop() // in the middle of the next ones
 	})
@@ -249,4 +265,122 @@ func TestAllowName(t *testing.T) {
 			t.Errorf("its answer is still kept: %s, %v", v, err)
 		}
 	})
+}
+
+// A name that was never looked up protects from the start on, as far as the
+// DNS answers within seconds: no block is put back and no rule blocks before.
+func TestNewNameAtStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		// In force from a time when the name was not on the list.
+		w := newWorld(t, nil)
+		stop := w.run()
+		w.block("203.0.113.7/32", time.Hour)
+		stop()
+
+		z := &zone{late: 3 * time.Second}
+		z.set("mx.example.org", "203.0.113.7")
+		w.fw = firewall.NewMemory(firewall.Options{}) // a reboot
+		w.policy.AllowNames = []policy.AllowName{{Name: "dns:mx.example.org", Why: "policy.yaml:3:5"}}
+		w.start()
+		w.dns(z)
+		stop = w.run()
+		defer func() { stop() }()
+		start := time.Now()
+		for time.Since(start) < 10*time.Second {
+			for in := range w.fw.List(t.Context()) {
+				t.Fatalf("%s is put back, %s after the start", in.Prefix, time.Since(start))
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		if n := w.named(); len(n.Prefixes) != 1 || w.warned("mx.example.org") {
+			t.Errorf("%+v", n)
+		}
+	})
+}
+
+// A DNS that does not answer delays a start by seconds, and no more.
+func TestNoDNSAtStart(t *testing.T) {
+	for name, z := range map[string]*zone{"silent": {slow: true}, "failing": {fails: true}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, func(p *policy.Policy) {
+					p.AllowNames = []policy.AllowName{{Name: "dns:mx.example.org", Why: "policy.yaml:3:5"}}
+				})
+				w.dns(z)
+				start := time.Now()
+				defer w.run()()
+				s, err := w.g.Status(t.Context()) // is answered when Run has begun
+				if d := time.Since(start); err != nil || d != nameGrace {
+					t.Errorf("it began after %s, %v", d, err)
+				}
+				if !slices.ContainsFunc(s.Warnings, func(l string) bool { return strings.Contains(l, "dns:mx.example.org protects nobody") }) {
+					t.Errorf("nobody is warned: %q", s.Warnings)
+				}
+				w.k.flood()
+				time.Sleep(12 * time.Second)
+				w.want(five)
+			})
+		})
+	}
+}
+
+// A name that comes onto the list while sources are over the threshold: no
+// rule blocks before it was looked up, for some seconds at most; a person
+// does.
+func TestNewName(t *testing.T) {
+	for name, c := range map[string]struct {
+		zone    *zone
+		confirm policy.Confirm
+		early   string // what is blocked 4.5 s after the name came
+		late    string // and 7 s
+	}{
+		"answers late":       {&zone{late: 3 * time.Second}, policy.ConfirmSockets, "203.0.113.2/32 203.0.113.3/32 203.0.113.4/32 203.0.113.5/32", "203.0.113.2/32 203.0.113.3/32 203.0.113.4/32 203.0.113.5/32"},
+		"answers after that": {&zone{late: 6 * time.Second}, policy.ConfirmSockets, "", "203.0.113.2/32 203.0.113.3/32 203.0.113.4/32 203.0.113.5/32"},
+		"no answer":          {&zone{slow: true}, policy.ConfirmSockets, "", five},
+		"fails":              {&zone{fails: true}, policy.ConfirmSockets, "", five},
+		"stands for nobody":  {&zone{late: time.Millisecond, addrs: map[string]string{}}, policy.ConfirmSockets, five, five},
+		"the log alone":      {&zone{slow: true}, policy.ConfirmOff, "", five},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, func(p *policy.Policy) { p.Confirm = c.confirm })
+				z := c.zone
+				if z.addrs == nil {
+					z.set("mx.example.org", "203.0.113.1")
+				}
+				w.dns(z)
+				defer w.run()()
+				w.k.flood()
+				if c.confirm == policy.ConfirmOff {
+					for i := 1; i <= 5; i++ {
+						w.lines(opens(fmt.Sprintf("203.0.113.%d", i), 20, 20*i-19)...)
+					}
+				}
+				time.Sleep(7 * time.Second) // 20 slots of 100 are over the threshold after 7.5 s
+				w.want("")
+				p := *w.policy
+				p.AllowNames = []policy.AllowName{{Name: "dns:mx.example.org", Why: "policy.yaml:3:5"}}
+				if done, err := w.g.Reload(t.Context(), &p); err != nil || done.Undone != nil {
+					t.Fatalf("%+v, %v", done, err)
+				}
+				time.Sleep(2 * time.Second)
+				if c.early == "" {
+					w.want("")
+					if s, _ := w.g.Status(t.Context()); s.Pending == 0 {
+						t.Error("no verdict was made yet: the test shows nothing")
+					}
+				}
+				time.Sleep(2500 * time.Millisecond)
+				w.want(c.early)
+				if o := w.block("198.51.100.1/32", time.Hour); o.Refused != "" {
+					t.Errorf("by hand: %+v", o)
+				}
+				if _, err := w.g.Unblock(t.Context(), netip.MustParsePrefix("198.51.100.1/32"), "root"); err != nil {
+					t.Error(err)
+				}
+				time.Sleep(2500 * time.Millisecond)
+				w.want(c.late)
+			})
+		})
+	}
 }

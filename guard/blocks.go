@@ -57,6 +57,16 @@ func (b *blocks) lacking(parts []netip.Prefix, enforce bool) []netip.Prefix {
 	return open
 }
 
+// without is how many of the parts have no block of their own.
+func (b *blocks) without(parts []netip.Prefix) (n int) {
+	for _, p := range parts {
+		if _, ok := b.get(p); !ok {
+			n++
+		}
+	}
+	return n
+}
+
 // partOf fills in which part of whole a block is.
 func partOf(b *store.Block, whole netip.Prefix, part int) {
 	if b.Prefix != whole {

@@ -30,11 +30,14 @@ type BlockRequest struct {
 // request has several where somebody in its prefix is allowed and the rest is
 // blocked in parts: each is then Block.PartOf the prefix.
 type BlockOutcome struct {
-	Prefix  netip.Prefix `json:"prefix"`
-	Block   *store.Block `json:"block,omitempty"` // without ID in a dry run
-	Refused string       `json:"refused,omitempty"`
-	Hint    string       `json:"hint,omitempty"`
-	Error   string       `json:"error,omitempty"`
+	Prefix netip.Prefix `json:"prefix"`
+	Block  *store.Block `json:"block,omitempty"` // without ID in a dry run
+	// Ends is when the block is lifted before its Until, because a trial of
+	// mode: enforce runs out then; zero if it is not.
+	Ends    time.Time `json:"ends,omitzero"`
+	Refused string    `json:"refused,omitempty"`
+	Hint    string    `json:"hint,omitempty"`
+	Error   string    `json:"error,omitempty"`
 }
 
 // blockChunk is how many requests are taken at a time, so that verdicts get
@@ -70,12 +73,9 @@ func (g *Guard) blockByHand(ctx context.Context, reqs []BlockRequest, dry bool) 
 	var made []*store.Block
 	var replaced []store.Block
 	fresh := make(map[netip.Prefix]bool)
+	added := 0 // of those made, in the place of no other
 	for _, r := range reqs {
-		n := g.blocks.len() + len(made)
-		if old, ok := g.blocks.get(r.Prefix); ok && !fresh[r.Prefix] && old.Prefix == r.Prefix {
-			n-- // it is replaced
-		}
-		parts, ref := g.gate.admits(r.Prefix, n)
+		parts, ref := g.gate.admits(r.Prefix, &g.blocks, added)
 		for _, p := range parts {
 			old, replaces := g.blocks.get(p)
 			switch {
@@ -121,7 +121,12 @@ func (g *Guard) blockByHand(ctx context.Context, reqs []BlockRequest, dry bool) 
 				replaced = append(replaced, end)
 			}
 			made, fresh[p] = append(made, b), true
-			out = append(out, BlockOutcome{Prefix: p, Block: b})
+			added += g.blocks.without([]netip.Prefix{p})
+			o := BlockOutcome{Prefix: p, Block: b}
+			if end := g.ends(b); end.Before(b.Until) && !b.Observed {
+				o.Ends = end
+			}
+			out = append(out, o)
 		}
 	}
 	if dry || len(made) == 0 {

@@ -58,6 +58,8 @@ type crashLife struct {
 	Round int
 	Seed  uint64
 	Lines int // the sources that the log has told of so far
+	// Commit is how long a trial of mode: enforce lasts; 0: there is none.
+	Commit time.Duration
 }
 
 // The file descriptors that a daemon inherits.
@@ -84,13 +86,21 @@ type crashWord struct {
 
 // crashState is what store and packet filter have at one moment.
 type crashState struct {
+	Began    time.Time // the life
 	From, To time.Time // the moment, as far as it took time to look
 	InForce  []store.Block
 	Allow    []netip.Prefix
 	Kernel   []firewall.Installed
 	// Stale: the rules in the kernel are not those of this allowlist.
-	Stale bool
+	Stale   bool
+	Enforce bool
+	Trial   Trial
 }
+
+// slack is how far the kernel's ends may be from the store's: a second,
+// because it is given no shorter one, and what the clock went on while they
+// were set (they are told to the kernel as what is left) or read.
+func (s *crashState) slack() time.Duration { return time.Second + s.To.Sub(s.Began) }
 
 // Operators block in these nets, and the log tells of sources in the third.
 var (
@@ -110,6 +120,7 @@ func crashDaemon(how string) error {
 	if err := json.Unmarshal([]byte(how), &life); err != nil {
 		return err
 	}
+	began := time.Now()
 	tell := json.NewEncoder(os.NewFile(crashPipe, "pipe")) // one write a word
 	st, err := store.Open(filepath.Join(life.Dir, "s.db"), store.Options{Wait: 5 * time.Second})
 	if err != nil {
@@ -117,7 +128,7 @@ func crashDaemon(how string) error {
 	}
 	p := policy.Default()
 	p.Block.Overlap = policy.OverlapRefuse // the model below knows whole blocks only
-	p.Mode, p.Confirm = policy.Enforce, policy.ConfirmOff
+	p.Mode, p.Confirm, p.Commit = policy.Enforce, policy.ConfirmOff, life.Commit
 	p.Block.MaxNewPerMinute = 1 << 30
 	p.Rules = []detector.Rule{{Name: "third", Metric: detector.Opens, Window: time.Minute, Threshold: 3, Prefixes4: []int{32}}}
 	open := func(_ context.Context, allow []netip.Prefix, entries int) (firewall.Firewall, error) {
@@ -148,6 +159,7 @@ func crashDaemon(how string) error {
 	if doErr := g.do(ctx, func(ctx context.Context) { state, err = crashLook(ctx, g, open) }); doErr != nil || err != nil {
 		return errors.Join(doErr, err)
 	}
+	state.Began = began
 	if err := tell.Encode(crashWord{State: &state}); err != nil {
 		return err
 	}
@@ -171,7 +183,7 @@ func crashDaemon(how string) error {
 
 // crashLook reads store and kernel.
 func crashLook(ctx context.Context, g *Guard, open func(context.Context, []netip.Prefix, int) (firewall.Firewall, error)) (s crashState, err error) {
-	s.From = time.Now()
+	s.From, s.Enforce, s.Trial = time.Now(), g.enforce, g.trial
 	if s.InForce, err = g.o.Store.InForce(s.From); err != nil {
 		return s, err
 	}
@@ -334,7 +346,7 @@ func TestCrash(t *testing.T) {
 		if !early && r.IntN(3) == 0 { // at the beginning of an operation, where store and kernel differ
 			k.op, k.then = []string{"allow", "block", "unblock"}[r.IntN(3)], time.Duration(r.IntN(4000))*time.Microsecond
 		}
-		words, ended := crashRun(t, ns, crashLife{dir, round, seed, int(lines.Load())}, k)
+		words, ended := crashRun(t, ns, crashLife{Dir: dir, Round: round, Seed: seed, Lines: int(lines.Load())}, k)
 		m.lived(words)
 		m.killed()
 		if m.last > 0 && r.IntN(5) == 0 {
@@ -587,7 +599,7 @@ func (m *crashModel) started(s crashState) {
 			m.errorf("a block is not in force after the start: %+v", was)
 		}
 	}
-	const slack = 2 * time.Second
+	slack := s.slack()
 	kernel := make(map[netip.Prefix]time.Time)
 	for _, e := range s.Kernel {
 		kernel[e.Prefix] = e.Until
@@ -597,7 +609,7 @@ func (m *crashModel) started(s crashState) {
 	}
 	for p, b := range in {
 		switch until, ok := kernel[p]; {
-		case !ok && b.Until.Sub(s.To) > slack/4:
+		case !ok && b.Until.Sub(s.To) > time.Second/2:
 			m.errorf("the kernel does not block: %+v", b)
 		case ok && until.Sub(b.Until).Abs() > slack:
 			m.errorf("the kernel blocks %s until %s, the store until %s", p, until, b.Until)

@@ -80,7 +80,8 @@ type decided struct {
 const staleAfter = 2 * time.Minute
 
 // decide takes the detector's verdicts through the gate. Those that the
-// socket table bears out are made blocks at once, others wait for it a little.
+// socket table bears out are made blocks at once, others wait for it a little,
+// and all for a new name of the allowlist.
 func (g *Guard) decide(ctx context.Context, verdicts []detector.Verdict, now time.Time) {
 	var good []decided
 	for _, v := range verdicts {
@@ -111,7 +112,7 @@ func (g *Guard) decide(ctx context.Context, verdicts []detector.Verdict, now tim
 		if len(g.blocks.lacking(parts, g.enforce)) == 0 {
 			continue
 		}
-		if _, ok := g.confirmed(v, now); !ok {
+		if _, ok := g.confirmed(v, now); !ok || g.namesAwaited(now) {
 			if len(g.pending) < 1000 {
 				g.pending = append(g.pending, pending{clone(v), now})
 			}
@@ -149,7 +150,7 @@ func (g *Guard) enact(ctx context.Context, good []decided, now time.Time) {
 		if parts, r := g.gate.parts(v.Source); r == nil && len(g.blocks.lacking(parts, g.enforce)) == 0 {
 			continue
 		}
-		parts, r := g.gate.admitsVerdict(&v, g.det, now, g.blocks.len()+len(made))
+		parts, r := g.gate.admitsVerdict(&v, g.det, now, &g.blocks, len(made))
 		g.shout()
 		if r != nil {
 			g.count.Refused++

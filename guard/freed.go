@@ -35,7 +35,7 @@ func (g *Guard) liftAllowed(ctx context.Context) ([]store.Block, error) {
 			continue
 		}
 		parts, ref := g.gate.parts(b.Prefix)
-		if ref != nil || g.blocks.len()-len(out)-1+len(made)+len(parts) > most {
+		if ref != nil || g.blocks.len()-len(out)-1+len(made)+g.blocks.without(parts) > most {
 			parts = nil // as long as there is doubt, nobody is blocked
 		}
 		b.LiftedBy = store.Self + ": " + r.Why

@@ -96,18 +96,21 @@ func (g *gate) fits(p netip.Prefix) *Refusal {
 	return nil
 }
 
-// admits is parts plus the budgets, for a block that would be new. inForce
-// is the number of blocks now.
-func (g *gate) admits(p netip.Prefix, inForce int) ([]netip.Prefix, *Refusal) {
+// admits is parts plus the budgets, for a block that would be new beside those
+// in have and others that are about to be made. A part that has a block
+// already takes no more room.
+func (g *gate) admits(p netip.Prefix, have *blocks, others int) ([]netip.Prefix, *Refusal) {
 	parts, r := g.parts(p)
 	if r != nil {
 		return nil, r
 	}
-	if inForce+len(parts) > g.block.MaxBlocks {
+	inForce := have.len() + others
+	fresh := have.without(parts)
+	if inForce+fresh > g.block.MaxBlocks {
 		return nil, &Refusal{Prefix: p, Reason: reasonMaxBlocks, Why: fmt.Sprintf("%d blocks are in force, as many as block.max_blocks allows", inForce),
 			Hint: "`smtpguard blocks list` shows them; block a wider prefix, or raise block.max_blocks"}
 	}
-	if g.room > 0 && inForce+len(parts) > g.room {
+	if g.room > 0 && inForce+fresh > g.room {
 		return nil, &Refusal{Prefix: p, Reason: reasonRoom, Why: fmt.Sprintf("%d blocks are in force, as many as the packet filter takes", inForce),
 			Hint: "block a wider prefix, or use the backend nftables"}
 	}
@@ -115,8 +118,8 @@ func (g *gate) admits(p netip.Prefix, inForce int) ([]netip.Prefix, *Refusal) {
 }
 
 // admitsVerdict is admits for a block that a rule wants, and counts it.
-func (g *gate) admitsVerdict(v *detector.Verdict, det *detector.Detector, now time.Time, inForce int) ([]netip.Prefix, *Refusal) {
-	parts, r := g.admits(v.Source, inForce)
+func (g *gate) admitsVerdict(v *detector.Verdict, det *detector.Detector, now time.Time, have *blocks, others int) ([]netip.Prefix, *Refusal) {
+	parts, r := g.admits(v.Source, have, others)
 	if r != nil {
 		return nil, r
 	}

@@ -111,6 +111,7 @@ type Guard struct {
 	log       *slog.Logger
 	gate      gate
 	self      []Exempt
+	selfPast  selfPast
 	allowed   []store.AllowEntry
 	names     map[allow.Name]*named // of the allowlist; see lookUp
 	det       *detector.Detector
@@ -355,6 +356,7 @@ func (g *Guard) Run(ctx context.Context) error {
 	if g.trial.over(time.Now()) {
 		g.endTrial(ctx, time.Now())
 	}
+	g.awaitNames(ctx, &wg)
 	if err := g.restore(ctx); err != nil {
 		return err
 	}
@@ -422,7 +424,11 @@ func (g *Guard) Run(ctx context.Context) error {
 			g.tampered(ctx, by)
 		case <-fast.C:
 			armed = false
-			g.sample(ctx, time.Now())
+			if g.o.Sockets != nil {
+				g.sample(ctx, time.Now())
+			} else {
+				g.retry(ctx, time.Now())
+			}
 		case <-tick.C:
 			now := time.Now()
 			g.notify("WATCHDOG=1")
@@ -434,6 +440,7 @@ func (g *Guard) Run(ctx context.Context) error {
 			g.beat(now)
 			g.tellCSF(now)
 			g.lookUp(ctx, &wg, now)
+			g.tellUnknown(now)
 			g.tellFilter(ctx, now)
 			every(now, &due.sweep, sweepEvery, func() {
 				if g.sweep(ctx, now) {
@@ -633,16 +640,8 @@ func (g *Guard) refreshSelf(ctx context.Context) error {
 				self = append(self, Exempt{netip.PrefixFrom(a, a.BitLen()), "an address of this machine"})
 			}
 		}
-		self = append(self, g.self...)
-		seen := make(map[netip.Prefix]bool)
-		self = slices.DeleteFunc(self, func(e Exempt) bool {
-			was := seen[e.Prefix]
-			seen[e.Prefix] = true
-			return was
-		})
-		g.fault("this machine's own addresses, gateways and resolvers are known in part only", err)
 	}
-	g.self = self
+	g.rememberSelf(self, err, time.Now())
 	g.rebuildAllow()
 	return nil
 }
@@ -701,10 +700,18 @@ func (g *Guard) renewFilter(ctx context.Context) error {
 	if slices.Equal(allow, g.fwAllow) && entries <= g.fwEntries {
 		return nil
 	}
-	return g.openFilter(ctx, allow, entries)
+	if err := g.openFilter(ctx, allow, entries); err != nil {
+		// Tried again with the next look at this machine's addresses; until
+		// then the gate alone stands before what is newly allowed.
+		g.fault("opening the packet filter anew for another allowlist", err)
+		g.drift.suspect = true
+		return fmt.Errorf("the packet filter could not be opened anew to let pass whom the allowlist names now, which is tried again within a minute: %w", err)
+	}
+	return nil
 }
 
-// openFilter puts another packet filter in the place of the one in use.
+// openFilter puts another packet filter in the place of the one in use. After
+// an error that one goes on.
 func (g *Guard) openFilter(ctx context.Context, allow []netip.Prefix, entries int) error {
 	now := time.Now()
 	var filled error
@@ -722,11 +729,7 @@ func (g *Guard) openFilter(ctx context.Context, allow []netip.Prefix, entries in
 		}
 	}
 	if err != nil {
-		// Tried again with the next look at this machine's addresses; until
-		// then the gate alone stands before what is newly allowed.
-		g.fault("letting allowed prefixes pass the packet filter", err)
-		g.drift.suspect = true
-		return fmt.Errorf("letting allowed prefixes pass the packet filter; it is tried again: %w", err)
+		return err
 	}
 	g.fwMu.Lock()
 	old := g.fw

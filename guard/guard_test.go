@@ -94,9 +94,11 @@ type world struct {
 	policy *policy.Policy
 	path   string
 	passes [][]netip.Prefix // what the packet filter was opened with
+	shut   error            // why the packet filter cannot be opened anew
 
 	ownMu sync.Mutex
 	own   []Exempt // this machine's addresses
+	zone  *zone    // the DNS; nil: an empty one
 	news  chan struct{}
 }
 
@@ -134,6 +136,9 @@ func (w *world) start() {
 	o := Options{Policy: w.policy, Store: w.st, Capacity: 100,
 		OpenFirewall: func(_ context.Context, allow []netip.Prefix, _ int) (firewall.Firewall, error) {
 			w.passes = append(w.passes, allow)
+			if w.shut != nil {
+				return nil, w.shut
+			}
 			return w.fw, nil
 		},
 		Self: func(context.Context) ([]Exempt, error) {
@@ -151,6 +156,10 @@ func (w *world) start() {
 				}
 			}
 		}}
+	if w.zone == nil {
+		w.zone = &zone{}
+	}
+	o.DNS = w.zone
 	if w.policy.Confirm == policy.ConfirmSockets {
 		o.Sockets = w.k
 	}
@@ -160,7 +169,7 @@ func (w *world) start() {
 }
 
 // dns lets z answer for the names of the allowlist; before run.
-func (w *world) dns(z *zone) { w.g.o.DNS = z }
+func (w *world) dns(z *zone) { w.zone, w.g.o.DNS = z, z }
 
 // run starts the guard and returns what stops it.
 func (w *world) run() (stop func()) {
@@ -611,9 +620,9 @@ func TestReload(t *testing.T) {
 		p := policy.Default()
 		p.Mode, p.Confirm, p.Logs = policy.Enforce, policy.ConfirmOff, []string{"/other"}
 		p.Allow = []policy.AllowEntry{{Prefix: netip.MustParsePrefix("203.0.113.7/32"), Why: "policy.yaml:3:4"}}
-		later, err := w.g.Reload(ctx, p)
-		if err != nil || !slices.Equal(later, []string{"logs"}) {
-			t.Errorf("needs a restart: %v, %v", later, err)
+		done, err := w.g.Reload(ctx, p)
+		if err != nil || done.Undone != nil || !slices.Equal(done.Restart, []string{"logs"}) {
+			t.Errorf("%+v, %v", done, err)
 		}
 		w.want(around7)
 		if last := w.passes[len(w.passes)-1]; join(last) != "203.0.113.7/32" {
@@ -712,6 +721,70 @@ func TestSelfInPart(t *testing.T) {
 		time.Sleep(2 * selfEvery)
 		if o := w.block("192.0.2.1/32", time.Hour); o.Refused == "" {
 			t.Errorf("%+v", o)
+		}
+	})
+}
+
+// While something cannot be found out, what was known of it stays, and the rest
+// follows what is; it is told once.
+func TestSelfInPartForLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		defer w.run()()
+		const own, resolver = "an address of this machine", "a resolver of this machine"
+		w.takeOn(Exempt{netip.MustParsePrefix("198.51.100.53/32"), resolver})
+		time.Sleep(time.Second)
+		n := 0
+		if err := w.g.do(t.Context(), func(context.Context) {
+			w.g.o.Self = func(context.Context) ([]Exempt, error) { // the addresses come and go, the resolvers are not known
+				n++
+				return []Exempt{{netip.MustParsePrefix("192.0.2.1/32"), own}, {netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 9, byte(n >> 8), byte(n)}), 32), own}},
+					errors.New("permission denied")
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Hour)
+		s, err := w.g.Status(t.Context())
+		if err != nil || s.Counters.Faults == 0 || s.Counters.Faults > 6 {
+			t.Errorf("%d faults in 5 h, %v", s.Counters.Faults, err)
+		}
+		if n < 200 {
+			t.Fatalf("only %d looks", n)
+		}
+		of10 := 0
+		for _, e := range w.g.self {
+			if netip.MustParsePrefix("10.9.0.0/16").Overlaps(e.Prefix) {
+				of10++
+			}
+		}
+		if most := int(selfKept/selfEvery) + 1; of10 == 0 || of10 > most {
+			t.Errorf("%d addresses are kept that left, want %d at most", of10, most)
+		}
+		for _, p := range []string{"192.0.2.1/32", "198.51.100.53/32"} {
+			if o := w.block(p, time.Hour); o.Refused == "" {
+				t.Errorf("%+v", o)
+			}
+		}
+	})
+}
+
+// What is not found for a while, a resolver whose resolv.conf is written anew,
+// stays allowed, and goes in the end.
+func TestSelfForgets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		defer w.run()()
+		w.takeOn(Exempt{netip.MustParsePrefix("198.51.100.53/32"), "a resolver of this machine"})
+		time.Sleep(time.Second)
+		w.takeOn()
+		time.Sleep(selfKept - 2*time.Second)
+		if o := w.block("198.51.100.53/32", time.Hour); o.Refused == "" {
+			t.Errorf("too early: %+v", o)
+		}
+		time.Sleep(selfEvery + 2*time.Second)
+		if o := w.block("198.51.100.53/32", time.Hour); o.Refused != "" {
+			t.Errorf("not forgotten: %+v", o)
 		}
 	})
 }

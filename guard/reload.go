@@ -11,15 +11,26 @@ import (
 	"github.com/smtpguard/smtpguard/policy"
 )
 
+// Reloaded is what became of a policy that was taken.
+type Reloaded struct {
+	// Restart are the settings that differ and need a restart.
+	Restart []string
+	// Mode is the policy's mode from now on. It is the earlier one where the new
+	// one could not be begun.
+	Mode policy.Mode
+	// Undone joins what the policy says and is not so yet; nil: all of it is.
+	Undone error
+}
+
 // Reload takes a new policy without a restart: allowlist, rules, lengths and
 // limits of blocks, known good, mode. Blocks that overlap the new allowlist are
-// lifted. It returns the settings that differ and need a restart.
-func (g *Guard) Reload(ctx context.Context, p *policy.Policy) (later []string, err error) {
+// lifted. An error means that the policy was not taken, and all is as before.
+func (g *Guard) Reload(ctx context.Context, p *policy.Policy) (r Reloaded, err error) {
 	doErr := g.do(ctx, func(ctx context.Context) {
 		old := g.policy
 		differ := func(name string, a, b any) {
 			if !reflect.DeepEqual(a, b) {
-				later = append(later, name)
+				r.Restart = append(r.Restart, name)
 			}
 		}
 		differ("logs", old.Logs, p.Logs)
@@ -44,7 +55,7 @@ func (g *Guard) Reload(ctx context.Context, p *policy.Policy) (later []string, e
 			o.Policy = &merged
 			det, e := newDetector(o)
 			if e != nil {
-				err, later = e, nil
+				err = e
 				return
 			}
 			for s := range g.det.KnownGood() {
@@ -67,15 +78,16 @@ func (g *Guard) Reload(ctx context.Context, p *policy.Policy) (later []string, e
 		_, liftErr := g.liftAllowed(ctx)
 		var modeErr error
 		if old.Mode != p.Mode {
-			if modeErr = g.setMode(ctx, time.Now()); modeErr != nil {
+			modeErr = g.setMode(ctx, time.Now())
+			if modeErr != nil && p.Mode == policy.Enforce {
 				merged.Mode = old.Mode
-				modeErr = fmt.Errorf("mode stays %s: %w", old.Mode, modeErr)
+				modeErr = fmt.Errorf("mode stays %s until the next reload: %w", old.Mode, modeErr)
 			}
 		}
-		err = errors.Join(modeErr, liftErr, g.renewFilter(ctx))
+		r.Mode, r.Undone = merged.Mode, errors.Join(modeErr, liftErr, g.renewFilter(ctx))
 	})
-	if doErr != nil {
-		return nil, doErr
+	if err = errors.Join(doErr, err); err != nil {
+		return Reloaded{}, err
 	}
-	return later, err
+	return r, nil
 }

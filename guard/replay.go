@@ -123,7 +123,7 @@ func (r *Replay) decide(v detector.Verdict) {
 		reason = ref.Why
 	} else if len(r.blocks.lacking(fit, true)) == 0 {
 		return
-	} else if fit, ref := r.gate.admitsVerdict(&v, r.Detector, v.Time, r.blocks.len()); ref != nil {
+	} else if fit, ref := r.gate.admitsVerdict(&v, r.Detector, v.Time, &r.blocks, 0); ref != nil {
 		reason = ref.Why
 	} else {
 		parts = r.blocks.lacking(fit, true)

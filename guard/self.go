@@ -65,8 +65,9 @@ func Self(ctx context.Context) ([]Exempt, error) {
 // selfConfig is where Self looks.
 type selfConfig struct {
 	netNS int // file descriptor of the network namespace; 0: our own
-	// resolvConf are the files to read: the first must exist, the others are
-	// where a local resolver (systemd-resolved) notes its upstreams.
+	// resolvConf are the files to read, as far as they exist: a machine without
+	// one has no resolver, or a local one that resolv.conf(5) need not name.
+	// The others are where a local one (systemd-resolved) notes its upstreams.
 	resolvConf []string
 	procRoot   string
 }
@@ -212,9 +213,9 @@ func (c selfConfig) resolvers(context.Context) ([]Exempt, error) {
 		found []Exempt
 		errs  []error
 	)
-	for i, path := range c.resolvConf {
+	for _, path := range c.resolvConf {
 		f, err := os.Open(path)
-		if i > 0 && errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {

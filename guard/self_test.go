@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -260,12 +259,16 @@ func TestSelfSSHPeers(t *testing.T) {
 func TestSelfPartial(t *testing.T) {
 	ns := selfNamespace(t)
 	dir := t.TempDir()
-	got, err := selfConfig{netNS: ns, resolvConf: []string{filepath.Join(dir, "none")}}.exempt(context.Background())
-	if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "finding the resolvers") {
+	got, err := selfConfig{netNS: ns, resolvConf: []string{dir}}.exempt(context.Background())
+	if !errors.Is(err, unix.EISDIR) || !strings.Contains(err.Error(), "finding the resolvers") {
 		t.Errorf("got the error %v", err)
 	}
 	if !slices.Equal(exemptText(got), exemptText(neverBlocked)) {
 		t.Errorf("got %v, want the fixed ranges", exemptText(got))
+	}
+	// A machine without the file has no resolver, and nothing is wrong.
+	if got, err = (selfConfig{netNS: ns, resolvConf: []string{filepath.Join(dir, "none")}}).exempt(context.Background()); err != nil || len(got) != len(neverBlocked) {
+		t.Errorf("without resolv.conf: %v, %v", exemptText(got), err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/mdlayher/netlink"
@@ -91,6 +92,52 @@ func (g *Guard) watchSelf(ctx context.Context, watch func(context.Context, func(
 		case <-ctx.Done():
 		case <-time.After(30 * time.Second):
 		}
+	}
+}
+
+// selfPast is what earlier looks at this machine's own addresses said.
+type selfPast struct {
+	seen map[netip.Prefix]time.Time // when each of Guard.self was last found
+	err  string                     // of the last look
+	told time.Time                  // when err was told
+}
+
+// selfKept is how long what was found stays allowed after it was found last: a
+// resolv.conf is away while it is written anew, an address while its interface
+// is set up again, an SSH session while its owner logs in once more.
+const selfKept = 10 * time.Minute
+
+// rememberSelf takes the outcome of a look. Where it was not whole, what it
+// says nothing at all about, such as the resolvers, stays as it was, however
+// long.
+func (g *Guard) rememberSelf(found []Exempt, err error, now time.Time) {
+	past := &g.selfPast
+	seen, kinds := make(map[netip.Prefix]time.Time), make(map[string]bool)
+	var self []Exempt
+	add := func(e Exempt, at time.Time) {
+		if _, twice := seen[e.Prefix]; !twice {
+			seen[e.Prefix] = at
+			self = append(self, e)
+		}
+	}
+	for _, e := range found {
+		kinds[e.Why] = true
+		add(e, now)
+	}
+	for _, e := range g.self {
+		if err != nil && !kinds[e.Why] {
+			add(e, now)
+		} else if at := past.seen[e.Prefix]; now.Sub(at) < selfKept {
+			add(e, at)
+		}
+	}
+	g.self, past.seen = self, seen
+	switch {
+	case err == nil:
+		past.err = ""
+	case past.err != err.Error() || now.Sub(past.told) >= time.Hour:
+		past.err, past.told = err.Error(), now
+		g.fault("this machine's own addresses, gateways and resolvers are known in part only", err)
 	}
 }
 

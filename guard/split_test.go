@@ -149,13 +149,18 @@ func TestSplitByHand(t *testing.T) {
 		if err != nil || len(in) != 11 {
 			t.Errorf("%d in force, %v", len(in), err)
 		}
-		if out, err := ask("203.0.0.0/16"); err != nil || len(out) != 1 || out[0].Refused == "" {
-			t.Errorf("more than max_blocks: %+v, %v", out, err)
-		}
-		for _, p := range []string{"198.18.0.1/32", "198.18.0.2/32", "198.18.0.3/32", "198.18.0.4/32"} {
+		for _, p := range []string{"198.18.0.1/32", "198.18.0.2/32", "198.18.0.3/32", "198.18.0.4/32", "198.18.0.5/32", "198.18.0.6/32", "198.18.0.7/32", "198.18.0.8/32", "198.18.0.9/32"} {
 			if out, err := ask(p); err != nil || len(out) != 1 || out[0].Block == nil {
 				t.Errorf("%+v, %v", out, err)
 			}
+		}
+		// All is full by now: a net that is blocked in parts already
+		// takes no more room.
+		if out, err := ask("203.0.113.0/24"); err != nil || len(out) != 8 || out[7].Block == nil {
+			t.Errorf("again, near max_blocks: %+v, %v", out, err)
+		}
+		if out, err := ask("203.0.112.0/23"); err != nil || len(out) != 1 || out[0].Refused == "" {
+			t.Errorf("one new part and eight old, where one is too much: %+v, %v", out, err)
 		}
 		// Somebody else inside is allowed, and there is no room for seven parts
 		// more: his part goes.

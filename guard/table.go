@@ -252,7 +252,8 @@ func (g *Guard) correct(ctx context.Context, now time.Time, before map[netip.Add
 	feed(detector.Event{Time: now, Kind: detector.Sampled, Count: s.holding})
 }
 
-// pending is a verdict that the socket table has not confirmed yet.
+// pending is a verdict that the socket table has not confirmed yet, or that
+// waits for a new name of the allowlist.
 type pending struct {
 	verdict detector.Verdict
 	since   time.Time
@@ -279,6 +280,8 @@ func (g *Guard) retry(ctx context.Context, now time.Time) {
 		}
 		why, ok := g.confirmed(p.verdict, now)
 		switch {
+		case ok && g.namesAwaited(now):
+			g.pending = append(g.pending, p)
 		case ok:
 			good = append(good, decided(p))
 		case now.Sub(p.since) < patience:

@@ -255,6 +255,9 @@ func (g *Guard) setMode(ctx context.Context, now time.Time) error {
 		}
 	}
 	if err := g.beginTrial(ctx, now); err != nil {
+		if g.policy.Mode != policy.Enforce { // it needs nobody's leave to block nothing
+			g.enforce, g.trial = false, Trial{}
+		}
 		return err
 	}
 	if g.policy.Mode == policy.Enforce && !g.trial.over(now) {

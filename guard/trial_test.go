@@ -123,8 +123,8 @@ func TestTrialCommitted(t *testing.T) {
 		change := func(m policy.Mode) {
 			p := *w.policy
 			p.Mode = m
-			if later, err := w.g.Reload(t.Context(), &p); err != nil || len(later) > 0 {
-				t.Errorf("reload: %v, %v", later, err)
+			if done, err := w.g.Reload(t.Context(), &p); err != nil || done.Undone != nil || len(done.Restart) > 0 {
+				t.Errorf("reload: %v, %v", done, err)
 			}
 		}
 		change(policy.Observe)

@@ -126,17 +126,25 @@ func (e *env) showOutcomes(c *cli.Context, out []guard.BlockOutcome) error {
 			fmt.Fprintln(e.stderr, err)
 		case err != nil:
 		case c.Bool("dry-run"):
-			fmt.Fprintf(e.stdout, "%s would be blocked until %s%s\n", b.Prefix, clock(b.Until), part(*b))
+			fmt.Fprintf(e.stdout, "%s would be blocked until %s%s%s\n", b.Prefix, clock(b.Until), part(*b), onTrial(o))
 		case b.Observed:
 			fmt.Fprintf(e.stdout, "%s is noted until %s%s, but nothing is dropped: mode is observe\n", b.Prefix, clock(b.Until), part(*b))
 		default:
-			fmt.Fprintf(e.stdout, "%s is blocked until %s%s; %s\n", b.Prefix, clock(b.Until), part(*b), count(b.Ended, "connection was ended", "connections were ended"))
+			fmt.Fprintf(e.stdout, "%s is blocked until %s%s; %s%s\n", b.Prefix, clock(b.Until), part(*b), count(b.Ended, "connection was ended", "connections were ended"), onTrial(o))
 		}
 	}
 	if bad > 0 && len(out) > 1 {
 		return withHint(fmt.Errorf("%d of %d were not blocked; the first: %w", bad, len(out), first), hint(first))
 	}
 	return first
+}
+
+// onTrial says that a trial lifts a new block before its own end.
+func onTrial(o guard.BlockOutcome) string {
+	if o.Ends.IsZero() {
+		return ""
+	}
+	return "; on trial, it is lifted at " + clock(o.Ends) + " already, unless you say `smtpguard commit`"
 }
 
 // readSources reads a file of sources: one address, prefix or range a line,

@@ -236,20 +236,23 @@ const stopFor = 10 * time.Second
 // reload reads the policy again. A policy with faults changes nothing.
 func (e *env) reload(ctx context.Context, c *cli.Context, g *guard.Guard, enforce *atomic.Bool, log *slog.Logger) {
 	p, err := e.runPolicy(c)
-	if err == nil {
-		var later []string
-		before := enforce.Swap(p.Mode == policy.Enforce)
-		defer func() {
-			if err != nil {
-				enforce.Store(before)
-			}
-		}()
-		if later, err = g.Reload(ctx, p); err == nil {
-			log.Info("the policy is read again", "needs_restart", later)
-			return
-		}
+	if err != nil {
+		log.Error("the policy was not taken, the one before stays", "err", err)
+		return
 	}
-	log.Error("the policy was not taken, the one before stays", "err", err)
+	before := enforce.Swap(p.Mode == policy.Enforce)
+	done, err := g.Reload(ctx, p)
+	switch {
+	case err != nil:
+		enforce.Store(before)
+		log.Error("the policy was not taken, the one before stays", "err", err)
+		return
+	case done.Undone != nil:
+		log.Error("the policy was taken, but not all that it says is so yet", "mode", string(done.Mode), "err", done.Undone)
+	default:
+		log.Info("the policy is read again", "needs_restart", done.Restart)
+	}
+	enforce.Store(done.Mode == policy.Enforce)
 }
 
 // logger writes to the terminal or the journal, which has its own times.
