@@ -47,11 +47,16 @@ func (d *Detector) judgeAgain() {
 	d.wakeAll()
 }
 
-// SetCapacity says that the server has n slots, 1 or more, from now on: it was
-// not known before, or has changed.
+// SetCapacity says that the server has n slots from now on: it was not known
+// before, or has changed. 0: it is not known any more, and what it was stays as
+// a guess.
 func (d *Detector) SetCapacity(n int) {
-	n = min(max(n, 1), maxCapacity)
+	n = min(max(n, 0), maxCapacity)
 	if n == d.cfg.Capacity {
+		return
+	}
+	if n == 0 {
+		d.cfg.Capacity, d.how, d.proof.inferred = 0, CapacityAssumed, false
 		return
 	}
 	d.cfg.Capacity, d.capacity, d.how = n, n, CapacityConfigured

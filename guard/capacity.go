@@ -20,7 +20,7 @@ func unproven(v *detector.Verdict) *Refusal {
 }
 
 // SetCapacity says that the server has n slots, and who says so. The policy's
-// word stays above it; 0 is ignored.
+// word stays above it; 0 takes back what was said.
 func (g *Guard) SetCapacity(ctx context.Context, n int, from string) error {
 	return g.do(ctx, func(context.Context) {
 		if g.policy.Capacity == 0 {
@@ -31,7 +31,7 @@ func (g *Guard) SetCapacity(ctx context.Context, n int, from string) error {
 
 func (g *Guard) setCapacity(n int, from string) {
 	if n <= 0 {
-		return
+		n, from = 0, ""
 	}
 	g.o.Capacity, g.o.CapacityFrom = n, from
 	g.det.SetCapacity(n)

@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -85,10 +86,25 @@ func (e *env) run(c *cli.Context) (err error) {
 	hup := make(chan os.Signal, 1) // early: unhandled, the signal would end us
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
-	mta, mtaErr := exim.ReadConfig(c.Context)
-	if mtaErr != nil && !errors.Is(mtaErr, exim.ErrNoExim) {
-		log.Warn("Exim's configuration could not be read; state logs:, capacity: and zone: in the policy", "err", mtaErr)
+	// Nothing is changed before everything that can be refused was tried: the
+	// logs that are named, the store (in use, damaged?), which is also the lock
+	// between two daemons, then the socket, then the filter.
+	for _, l := range p.Logs {
+		if l == policy.Auto {
+			continue // what Exim says, and the store remembers
+		}
+		if err := checkLog(l); err != nil {
+			return err
+		}
 	}
+	st, err := store.Open(p.Store.Path, store.Options{Wait: 2 * time.Second})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, st.Close()) }()
+	mta, mtaSince, mtaErr := askExim(c.Context, st, log)
+	ask := asker{store: st, log: log, now: make(chan struct{}, 1), n: mta.AcceptMax, knows: mtaErr == nil && mtaSince.IsZero()}
+	askable := !errors.Is(mtaErr, exim.ErrNoExim)
 	logs, err := findLogs(p, mta, mtaErr)
 	if err != nil {
 		return err
@@ -99,17 +115,9 @@ func (e *env) run(c *cli.Context) (err error) {
 	}
 	if mtaErr == nil && !slices.ContainsFunc(logs, func(l string) bool { return isLogOf(l, mta) }) {
 		log.Info("this machine's Exim writes another log than the one that is followed; its configuration is left aside", "writes", mta.LogFilePath)
-		mtaErr = errors.New("of another log")
+		mtaErr, askable = errors.New("of another log"), false
 	}
 
-	// Nothing is changed before everything that can be refused was tried: the
-	// store (in use, damaged?), which is also the lock between two daemons,
-	// then the socket, then the filter.
-	st, err := store.Open(p.Store.Path, store.Options{Wait: 2 * time.Second})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, st.Close()) }()
 	l, err := control.Listen(p.Control.Socket, p.Control.Group)
 	if err != nil {
 		return err
@@ -141,7 +149,7 @@ func (e *env) run(c *cli.Context) (err error) {
 	case p.Capacity > 0:
 		o.Capacity, o.CapacityFrom = p.Capacity, "the policy"
 	case mtaErr == nil && mta.AcceptMax > 0:
-		o.Capacity, o.CapacityFrom = mta.AcceptMax, "Exim's smtp_accept_max"
+		o.Capacity, o.CapacityFrom = mta.AcceptMax, capacityFrom(mtaSince)
 	}
 	if p.Confirm == policy.ConfirmSockets {
 		t, err := sockets.Open(sockets.Options{})
@@ -188,6 +196,10 @@ func (e *env) run(c *cli.Context) (err error) {
 
 	ctx, cancel := context.WithCancel(c.Context)
 	defer cancel()
+	var asking sync.WaitGroup
+	if ask.guard, ask.logs = g, logs; askable {
+		asking.Go(func() { ask.run(ctx) })
+	}
 	served := make(chan error, 1)
 	var with []func(*http.ServeMux)
 	stopDesk := func() {}
@@ -218,11 +230,13 @@ func (e *env) run(c *cli.Context) (err error) {
 				return
 			case <-hup:
 				e.reload(ctx, c, g, &enforce, log)
+				ask.soon()
 			}
 		}
 	}()
 	err = g.Run(ctx)
 	cancel()
+	asking.Wait()
 	stopDesk()
 	stopWatch()
 	log.Info("smtpguard stops", "blocks_in_the_packet_filter", string(p.Firewall.OnStop))
