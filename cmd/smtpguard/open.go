@@ -25,10 +25,12 @@ import (
 	"github.com/smtpguard/smtpguard/store"
 )
 
-const defaultPolicy = "/etc/smtpguard/policy.yaml"
+// defaultPolicy is where the policy is installed; tests have another place.
+var defaultPolicy = "/etc/smtpguard/policy.yaml"
 
 // policy reads the policy that the flags name. Where none is named and none
-// is installed, the shipped one is taken.
+// is installed, the shipped one is taken, and e.shipped says so: it allows
+// nobody whom the operator does, and must not block.
 func (e *env) policy(c *cli.Context) (*policy.Policy, error) {
 	path := c.String("policy")
 	var p *policy.Policy
@@ -39,7 +41,7 @@ func (e *env) policy(c *cli.Context) (*policy.Policy, error) {
 			path = ""
 		}
 	}
-	if path == "" {
+	if e.shipped = path == ""; e.shipped {
 		p = policy.Default()
 	} else {
 		p, err = policy.Load(path)
@@ -96,6 +98,9 @@ func (e *env) guard(c *cli.Context) (control.Guard, error) {
 	if _, err := os.Stat(p.Store.Path); errors.Is(err, fs.ErrNotExist) {
 		return nil, withHint(fmt.Errorf("no daemon answers on %s, and there is no state in %s", p.Control.Socket, p.Store.Path),
 			"start it with `smtpguard run`, or name its --policy, --socket or --store")
+	}
+	if e.shipped {
+		fmt.Fprintf(e.stderr, "there is no %s, and the shipped policy stands in for it: mode observe, nobody on its allowlist\n", defaultPolicy)
 	}
 	st, err := store.Open(p.Store.Path, store.Options{Wait: 2 * time.Second})
 	if err != nil {

@@ -45,11 +45,16 @@ func (e *env) runCommand() *cli.Command {
 	}
 }
 
-// runPolicy is the policy with the flags of run.
+// runPolicy is the policy with the flags of run. Without a file it takes the
+// shipped one only where the flags say observe.
 func (e *env) runPolicy(c *cli.Context) (*policy.Policy, error) {
 	p, err := e.policy(c)
 	if err != nil {
 		return nil, err
+	}
+	if e.shipped && c.String("mode") != string(policy.Observe) {
+		return nil, withHint(fmt.Errorf("there is no %s, which says whom never to block", defaultPolicy),
+			"`smtpguard policy init` writes the shipped one, --policy names another; `run --mode observe` needs none")
 	}
 	for flag, key := range map[string]string{"mode": "mode", "commit": "commit", "confirm": "confirm", "backend": "firewall.backend", "capacity": "capacity"} {
 		if c.IsSet(flag) {
@@ -82,6 +87,7 @@ func (e *env) run(c *cli.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	filed := !e.shipped
 	log := e.logger()
 	hup := make(chan os.Signal, 1) // early: unhandled, the signal would end us
 	signal.Notify(hup, syscall.SIGHUP)
@@ -229,7 +235,7 @@ func (e *env) run(c *cli.Context) (err error) {
 			case <-ctx.Done():
 				return
 			case <-hup:
-				e.reload(ctx, c, g, &enforce, log)
+				filed = e.reload(ctx, c, g, &enforce, filed, log) || filed
 				ask.soon()
 			}
 		}
@@ -247,9 +253,14 @@ func (e *env) run(c *cli.Context) (err error) {
 // whoever stops us (Docker) may kill us soon after.
 const stopFor = 10 * time.Second
 
-// reload reads the policy again. A policy with faults changes nothing.
-func (e *env) reload(ctx context.Context, c *cli.Context, g *guard.Guard, enforce *atomic.Bool, log *slog.Logger) {
+// reload reads the policy again. A policy with faults changes nothing, nor
+// does one that is gone; filed: there was a file before. It reports whether
+// the policy that was taken is of a file.
+func (e *env) reload(ctx context.Context, c *cli.Context, g *guard.Guard, enforce *atomic.Bool, filed bool, log *slog.Logger) bool {
 	p, err := e.runPolicy(c)
+	if err == nil && e.shipped && filed {
+		err = fmt.Errorf("%s is gone", defaultPolicy)
+	}
 	if err == nil {
 		var later []string
 		before := enforce.Swap(p.Mode == policy.Enforce)
@@ -260,10 +271,11 @@ func (e *env) reload(ctx context.Context, c *cli.Context, g *guard.Guard, enforc
 		}()
 		if later, err = g.Reload(ctx, p); err == nil {
 			log.Info("the policy is read again", "needs_restart", later)
-			return
+			return !e.shipped
 		}
 	}
 	log.Error("the policy was not taken, the one before stays", "err", err)
+	return false
 }
 
 // logger writes to the terminal or the journal, which has its own times.
