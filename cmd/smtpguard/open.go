@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -106,6 +107,7 @@ func (e *env) guard(c *cli.Context) (control.Guard, error) {
 	if err != nil {
 		return nil, err
 	}
+	tellRestored(st, slog.New(slog.NewTextHandler(e.stderr, nil)))
 	var enforce atomic.Bool
 	enforce.Store(p.Mode == policy.Enforce)
 	o := guard.Options{Policy: p, Store: st, OpenFirewall: openFirewall(p, &enforce, st, nil, e.slowly()), Version: programVersion()}
@@ -194,7 +196,7 @@ func hint(err error) string {
 	case errors.Is(err, store.ErrLocked):
 		return "a command that needs the daemon finds it by --socket; stop the other one before you start a second"
 	case errors.Is(err, store.ErrDamaged):
-		return "move the file away and start again: blocks that are in the packet filter are taken over, earlier offences are forgotten"
+		return "restore a backup, or move the file away and start again. Kept are blocks that are in the packet filter, the policy, and what `allow add` was told, from the copy in " + store.AllowCopy("STORE") + " if there is one; lost are earlier offences, known good senders and cases of reports"
 	case errors.Is(err, store.ErrNewer):
 		return "it was written by a newer smtpguard: install that one again"
 	case errors.Is(err, control.ErrRunning):
@@ -275,4 +277,15 @@ func trimZero(s, zero string) string {
 		return t
 	}
 	return s
+}
+
+// tellRestored says what a new store has of an earlier one.
+func tellRestored(st *store.Store, log *slog.Logger) {
+	switch r := st.Restored(); {
+	case r.Err != nil:
+		log.Error("the store is new, and the allowlist of the one before could be read in part only; add what is missing with `smtpguard allow add`",
+			"entries", r.Entries, "rest_in", r.Unread, "err", r.Err)
+	case r.Entries > 0:
+		log.Warn("the store is new; the allowlist of the one before is taken over from its copy", "entries", r.Entries)
+	}
 }

@@ -108,6 +108,7 @@ func (e *env) run(c *cli.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, st.Close()) }()
+	tellRestored(st, log)
 	mta, mtaSince, mtaErr := askExim(c.Context, st, log)
 	ask := asker{store: st, log: log, now: make(chan struct{}, 1), n: mta.AcceptMax, knows: mtaErr == nil && mtaSince.IsZero()}
 	askable := !errors.Is(mtaErr, exim.ErrNoExim)
