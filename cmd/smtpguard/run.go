@@ -52,10 +52,6 @@ func (e *env) runPolicy(c *cli.Context) (*policy.Policy, error) {
 	if err != nil {
 		return nil, err
 	}
-	if e.shipped && c.String("mode") != string(policy.Observe) {
-		return nil, withHint(fmt.Errorf("there is no %s, which says whom never to block", defaultPolicy),
-			"`smtpguard policy init` writes the shipped one, --policy names another; `run --mode observe` needs none")
-	}
 	for flag, key := range map[string]string{"mode": "mode", "commit": "commit", "confirm": "confirm", "backend": "firewall.backend", "capacity": "capacity"} {
 		if c.IsSet(flag) {
 			if err := p.Set(key, c.String(flag)); err != nil {
@@ -75,6 +71,10 @@ func (e *env) runPolicy(c *cli.Context) (*policy.Policy, error) {
 		if err := p.Set("logs", logs...); err != nil {
 			return nil, &usageError{fmt.Sprintf("--log: %v", err)}
 		}
+	}
+	if e.shipped && c.String("mode") != string(policy.Observe) {
+		return nil, withHint(fmt.Errorf("there is no %s, which says whom never to block", defaultPolicy),
+			"`smtpguard policy init` writes the shipped one, --policy names another; `run --mode observe` needs none")
 	}
 	return p, nil
 }
