@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -121,7 +122,7 @@ type peerKey struct{}
 
 // Serve answers on l until ctx ends; it closes l. Only those whom the kernel
 // names are served: root, the daemon's own user, and with a socket that is
-// open to a group, whoever could open it. with adds what else is answered on: see WithReports.
+// open to a group, whoever could open it; connectionsMost at a time. with adds what else is answered on: see WithReports.
 func Serve(ctx context.Context, l net.Listener, g Guard, log *slog.Logger, with ...func(*http.ServeMux)) error {
 	srv := &http.Server{
 		Handler:           known(handler(g, with...)),
@@ -141,7 +142,7 @@ func Serve(ctx context.Context, l net.Listener, g Guard, log *slog.Logger, with 
 			srv.Close()
 		}
 	})
-	err := srv.Serve(l)
+	err := srv.Serve(&limited{Listener: l})
 	if !stop() {
 		<-done
 	}
@@ -188,16 +189,12 @@ func known(h http.Handler) http.Handler {
 
 // who names the user at the other end, by the kernel's word.
 func who(c net.Conn) (p peer) {
-	u, ok := c.(*net.UnixConn)
+	u, ok := c.(syscall.Conn)
 	if !ok {
 		return p
 	}
-	raw, err := u.SyscallConn()
+	cred, err := credentials(u)
 	if err != nil {
-		return p
-	}
-	var cred *unix.Ucred
-	if raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }) != nil || err != nil {
 		return p
 	}
 	uid := int(cred.Uid)

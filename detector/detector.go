@@ -54,6 +54,7 @@ type Detector struct {
 	capacity   int
 	how        string
 	maxCount   int // since the server's start
+	proof      proof
 	taken      int
 	anchored   bool  // taken is from the server's own count
 	anchor     int64 // when it was

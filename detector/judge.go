@@ -407,6 +407,7 @@ func (d *Detector) pronounce(c *candidate) {
 	rule := &d.cfg.Rules[c.rule]
 	n.cool = d.now + int64(rule.Window)
 	v := d.verdict(c.node, c.rule, c.score, c.threshold)
+	d.proof.missed = d.proof.missed || v.Unproven
 	if n.level == 0 {
 		d.out = append(d.out, v)
 		return
@@ -417,7 +418,7 @@ func (d *Detector) pronounce(c *candidate) {
 	}
 	in := d.goodIn(n.key)
 	if len(in) == 0 {
-		for p := n.parent; p != 0; p = d.nodes.at(p).parent {
+		for p := n.parent; p != 0 && !v.Unproven; p = d.nodes.at(p).parent {
 			d.nodes.at(p).scar = d.now + scarFor
 		}
 		d.out = append(d.out, v)
@@ -483,6 +484,7 @@ func (d *Detector) tellMembers(i uint32, h *hot, in []*good) {
 		}
 		n.cool = d.now + int64(rule.Window)
 		v := d.verdict(c, h.rule, s, h.threshold)
+		d.proof.missed = d.proof.missed || v.Unproven
 		v.Sources = sources
 		d.out = append(d.out, v)
 	}
@@ -507,6 +509,7 @@ func (d *Detector) verdict(i uint32, r int, score, threshold float64) Verdict {
 		Accepted:  int(n.accepted),
 		Capacity:  d.capacity,
 		Count:     d.Count(),
+		Unproven:  rule.Metric == Saturation && !d.proven(rule.Window),
 		First:     d.logTime(n.first),
 		Evidence:  d.evidence(n.key, rule.Metric),
 	}

@@ -69,6 +69,10 @@ type Verdict struct {
 	// Capacity and Count are the server's slots and how many were taken.
 	Capacity int `json:"capacity"`
 	Count    int `json:"count"`
+	// Unproven: how many slots the server has is a guess, and it turned nobody
+	// away for want of one within Window. It may have many more than Capacity
+	// and be far from full. Of saturation only.
+	Unproven bool `json:"unproven,omitempty"`
 	// First is when Source was first seen, zero if forgotten.
 	First time.Time `json:"first,omitzero"`
 	// Spared is not empty if Source must not be blocked as a whole because

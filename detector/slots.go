@@ -315,11 +315,12 @@ func (d *Detector) refused(ev *Event) {
 	if ev.Reason != RefusedFull {
 		return
 	}
+	d.turnedAway()
 	if d.cfg.Capacity == 0 && d.maxCount >= minCapacity {
 		if d.maxCount < d.capacity {
 			d.wakeAll() // all shares are larger now
 		}
-		d.capacity, d.how = d.maxCount, CapacityFromRefusals
+		d.capacity, d.how, d.proof.inferred = d.maxCount, CapacityFromRefusals, true
 	}
 	if !d.cfg.Sampled { // else the table says how full it is; whoever can write a line can write this one
 		d.taken, d.anchored, d.anchor = d.capacity, true, d.now
@@ -341,7 +342,8 @@ func (d *Detector) restarted() {
 	}
 	d.gen++
 	d.maxCount, d.ones, d.limitless, d.excess = 0, 0, false, 0
-	if !d.cfg.Sampled { // else the next reading of the table tells
+	d.proof.inferred = false // it may have more slots now
+	if !d.cfg.Sampled {      // else the next reading of the table tells
 		d.taken, d.anchored, d.anchor = 0, true, d.now
 	}
 }
@@ -354,6 +356,9 @@ func (d *Detector) sampled(count int) {
 	d.stats.PeakCount = max(d.stats.PeakCount, count)
 	d.ones, d.limitless = 0, false
 	d.taken, d.anchored, d.anchor = count, true, d.now
+	if d.cfg.Capacity == 0 && count > d.capacity {
+		d.capacity, d.how = min(count, maxCapacity), CapacityFromCount
+	}
 }
 
 // How the capacity is known.
@@ -371,14 +376,15 @@ const (
 // Capacity is the number of slots, and how it is known: CapacityConfigured, or
 // the highest count since the server's start at the time of a refusal for
 // want of slots (CapacityFromRefusals), or the highest count if it is above
-// 100 (CapacityFromCount), or else 100 (CapacityAssumed).
+// 100 (CapacityFromCount), or else 100 (CapacityAssumed). The last two are a
+// guess: see Verdict.Unproven.
 func (d *Detector) Capacity() (n int, how string) { return d.capacity, d.how }
 
 func (d *Detector) learnCapacity(count int) {
 	count = min(count, maxCapacity)
 	d.maxCount = max(d.maxCount, count)
 	if d.cfg.Capacity == 0 && count > d.capacity {
-		d.capacity = count
+		d.capacity, d.proof.inferred = count, false
 		if d.how == CapacityAssumed {
 			d.how = CapacityFromCount
 		}

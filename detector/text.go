@@ -91,8 +91,12 @@ func (v *Verdict) Sentence() string {
 		fmt.Fprintf(&b, " opened %.0f connections in %s (limit %.0f, %s held now)",
 			math.Floor(v.Score+epsilon), span(v.Window), v.Threshold, slots(v.Held))
 	default:
-		fmt.Fprintf(&b, " kept %s of the server's slots for %s while it was full (%s of %d held now, %d taken)",
-			percent(v.Score), span(v.Window), slots(v.Held), v.Capacity, v.Count)
+		when := "while it was full"
+		if v.Unproven {
+			when = fmt.Sprintf("if it has no more than %d", v.Capacity)
+		}
+		fmt.Fprintf(&b, " kept %s of the server's slots for %s %s (%s of %d held now, %d taken)",
+			percent(v.Score), span(v.Window), when, slots(v.Held), v.Capacity, v.Count)
 	}
 	if len(v.Spared) > 0 {
 		fmt.Fprintf(&b, "; not to be blocked as a whole, because %s good from there: ", quantity(v.KnownGood, "sender is known", "senders are known"))

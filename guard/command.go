@@ -436,7 +436,15 @@ func (g *Guard) reloadAllow() error {
 		return err
 	}
 	g.allowed = list
+	g.copyAllow()
 	g.syncNames(time.Now())
 	g.rebuildAllow()
 	return nil
+}
+
+// copyAllow keeps the copy of the allowlist that outlives a damaged store.
+func (g *Guard) copyAllow() {
+	if err := g.o.Store.CopyAllow(); err != nil {
+		g.fault("keeping a copy of the allowlist beside the store", err)
+	}
 }

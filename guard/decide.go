@@ -103,6 +103,9 @@ func (g *Guard) decide(ctx context.Context, verdicts []detector.Verdict, now tim
 			continue
 		}
 		parts, r := g.gate.parts(v.Source)
+		if r == nil {
+			r = unproven(&v) // it must not wait: the next verdict may be proven
+		}
 		if r != nil {
 			g.count.Refused++
 			d.What, d.Reason, d.Why = Refused, r.Reason, d.Why+"; but "+r.Why

@@ -172,6 +172,7 @@ const (
 	reasonStopped   = "rules-stopped"
 	reasonStore     = "store"
 	reasonFilter    = "firewall"
+	reasonCapacity  = "capacity-unknown"
 )
 
 // NoteFault lets a part that works beside the guard say what went wrong, so

@@ -123,6 +123,9 @@ func (g *gate) admitsVerdict(v *detector.Verdict, det *detector.Detector, now ti
 	if r != nil {
 		return nil, r
 	}
+	if r := unproven(v); r != nil {
+		return nil, r
+	}
 	if r := g.withoutAllowed(v, det, parts); r != nil {
 		return nil, r
 	}

@@ -204,6 +204,7 @@ func New(ctx context.Context, o Options) (*Guard, error) {
 	if g.allowed, err = o.Store.AllowList(); g.unreadable("the allowlist", err) {
 		return nil, fmt.Errorf("reading the allowlist: %w", err)
 	}
+	g.copyAllow()
 	g.syncNames(time.Now())
 	if err := g.refreshSelf(ctx); err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 package guard
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,7 +36,11 @@ func (g *Guard) Reload(ctx context.Context, p *policy.Policy) (r Reloaded, err e
 		}
 		differ("logs", old.Logs, p.Logs)
 		differ("zone", old.Zone, p.Zone)
-		differ("capacity", old.Capacity, p.Capacity)
+		if p.Capacity > 0 && p.Capacity != old.Capacity {
+			g.setCapacity(p.Capacity, "the policy")
+		} else if p.Capacity == 0 && old.Capacity > 0 {
+			r.Restart = append(r.Restart, "capacity")
+		}
 		differ("confirm", old.Confirm, p.Confirm)
 		differ("ports", old.Ports, p.Ports)
 		differ("block.ports", old.Block.Ports, p.Block.Ports)
@@ -46,7 +51,8 @@ func (g *Guard) Reload(ctx context.Context, p *policy.Policy) (r Reloaded, err e
 		differ("metrics", old.Metrics, p.Metrics)
 		differ("hooks", old.Hooks, p.Hooks)
 		merged := *p
-		merged.Logs, merged.Zone, merged.Capacity, merged.Confirm, merged.Ports = old.Logs, old.Zone, old.Capacity, old.Confirm, old.Ports
+		merged.Logs, merged.Zone, merged.Confirm, merged.Ports = old.Logs, old.Zone, old.Confirm, old.Ports
+		merged.Capacity = cmp.Or(p.Capacity, old.Capacity)
 		merged.Block.Ports = old.Block.Ports
 		merged.Firewall, merged.Store, merged.Control, merged.Reports = old.Firewall, old.Store, old.Control, old.Reports
 		merged.Metrics, merged.Hooks = old.Metrics, old.Hooks

@@ -172,7 +172,7 @@ func (g *Guard) status(ctx context.Context) Status {
 		Pending: len(g.pending),
 	}
 	s.Capacity, s.CapacityFrom = g.det.Capacity()
-	if g.o.CapacityFrom != "" {
+	if g.o.Capacity > 0 && g.o.CapacityFrom != "" {
 		s.CapacityFrom = g.o.CapacityFrom
 	}
 	if g.trial.State != "" {
@@ -270,8 +270,8 @@ func (g *Guard) warnings(s Status) []string {
 	if g.policy.Mode != policy.Enforce {
 		w = append(w, "mode: observe: everything is decided and recorded, nothing is blocked; set mode: enforce in the policy when the decisions are right")
 	}
-	if s.Capacity > 0 && s.CapacityFrom == detector.CapacityAssumed {
-		w = append(w, fmt.Sprintf("the number of slots is not known and assumed to be %d; state capacity: in the policy (Exim's smtp_accept_max)", s.Capacity))
+	if s.CapacityFrom == detector.CapacityAssumed || s.CapacityFrom == detector.CapacityFromCount {
+		w = append(w, fmt.Sprintf("the number of slots is not known and taken for %d (%s): for the slots that it holds, nobody is blocked before the log shows connections refused for want of one; state capacity: in the policy (Exim's smtp_accept_max)", s.Capacity, s.CapacityFrom))
 	}
 	if s.Detector.KnownGood == 0 {
 		w = append(w, "no sender is known good yet: `smtpguard replay --learn LOG` learns them from old logs")

@@ -82,12 +82,13 @@ type Options struct {
 //
 // Nothing is ever deleted but by the methods that say so.
 type Store struct {
-	db   *bbolt.DB
-	path string
+	db       *bbolt.DB
+	path     string
+	restored Restored
 }
 
 // Open opens the store at path. Without ReadOnly it is created if it is
-// missing (or has no byte), readable for its owner only, its directory for
+// missing (or has no byte), with what AllowCopy has, readable for its owner only, its directory for
 // owner and group.
 //
 // Errors to tell apart: ErrLocked, ErrDamaged, ErrNewer, and with ReadOnly
@@ -100,7 +101,7 @@ func Open(path string, o Options) (*Store, error) {
 	}
 	s := &Store{path: path}
 	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) && !o.ReadOnly {
-		if err := create(path); err != nil {
+		if s.restored, err = create(path); err != nil {
 			return nil, fmt.Errorf("creating the store %s: %w", path, err)
 		}
 	}
@@ -117,31 +118,37 @@ func Open(path string, o Options) (*Store, error) {
 // create makes an empty store at path, whole from the first moment: a disk
 // that is full, or a crash, leaves no file that is damaged. Somebody else may
 // be faster.
-func create(path string) (err error) {
+func create(path string) (r Restored, err error) {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, filepath.Base(path)+".new-*") // 0600
 	if err != nil {
-		return err
+		return r, err
 	}
 	defer os.Remove(f.Name())
 	if err := f.Close(); err != nil {
-		return err
+		return r, err
 	}
 	s := &Store{path: f.Name()}
 	if err := s.open(Options{}); err != nil {
-		return err
+		return r, err
 	}
-	if err := errors.Join(s.migrate(false), s.Close()); err != nil {
-		return err
+	if err = s.migrate(false); err == nil {
+		s.db.NoSync = true // once at the end will do
+		r = s.restoreAllow(AllowCopy(path))
+		s.db.NoSync = false
+		err = s.db.Sync()
+	}
+	if err := errors.Join(err, s.Close()); err != nil {
+		return r, err
 	}
 	if err := os.Link(f.Name(), path); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
+		return r, err
 	}
 	d, err := os.Open(dir)
 	if err != nil {
-		return err
+		return r, err
 	}
-	return errors.Join(d.Sync(), d.Close())
+	return r, errors.Join(d.Sync(), d.Close())
 }
 
 // open is bbolt's Open with its errors, and the ends it comes to on files

@@ -139,6 +139,7 @@ type env struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	atEnd          []func() error // when the command has ended, last first
+	shipped        bool           // see policy
 }
 
 // close ends what the command has begun. Its errors are the command's.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -25,10 +26,12 @@ import (
 	"github.com/smtpguard/smtpguard/store"
 )
 
-const defaultPolicy = "/etc/smtpguard/policy.yaml"
+// defaultPolicy is where the policy is installed; tests have another place.
+var defaultPolicy = "/etc/smtpguard/policy.yaml"
 
 // policy reads the policy that the flags name. Where none is named and none
-// is installed, the shipped one is taken.
+// is installed, the shipped one is taken, and e.shipped says so: it allows
+// nobody whom the operator does, and must not block.
 func (e *env) policy(c *cli.Context) (*policy.Policy, error) {
 	path := c.String("policy")
 	var p *policy.Policy
@@ -39,7 +42,7 @@ func (e *env) policy(c *cli.Context) (*policy.Policy, error) {
 			path = ""
 		}
 	}
-	if path == "" {
+	if e.shipped = path == ""; e.shipped {
 		p = policy.Default()
 	} else {
 		p, err = policy.Load(path)
@@ -97,10 +100,14 @@ func (e *env) guard(c *cli.Context) (control.Guard, error) {
 		return nil, withHint(fmt.Errorf("no daemon answers on %s, and there is no state in %s", p.Control.Socket, p.Store.Path),
 			"start it with `smtpguard run`, or name its --policy, --socket or --store")
 	}
+	if e.shipped {
+		fmt.Fprintf(e.stderr, "there is no %s, and the shipped policy stands in for it: mode observe, nobody on its allowlist\n", defaultPolicy)
+	}
 	st, err := store.Open(p.Store.Path, store.Options{Wait: 2 * time.Second})
 	if err != nil {
 		return nil, err
 	}
+	tellRestored(st, slog.New(slog.NewTextHandler(e.stderr, nil)))
 	var enforce atomic.Bool
 	enforce.Store(p.Mode == policy.Enforce)
 	o := guard.Options{Policy: p, Store: st, OpenFirewall: openFirewall(p, &enforce, st, nil, e.slowly()), Version: programVersion()}
@@ -189,7 +196,7 @@ func hint(err error) string {
 	case errors.Is(err, store.ErrLocked):
 		return "a command that needs the daemon finds it by --socket; stop the other one before you start a second"
 	case errors.Is(err, store.ErrDamaged):
-		return "move the file away and start again: blocks that are in the packet filter are taken over, earlier offences are forgotten"
+		return "restore a backup, or move the file away and start again. Kept are blocks that are in the packet filter, the policy, and what `allow add` was told, from the copy in " + store.AllowCopy("STORE") + " if there is one; lost are earlier offences, known good senders and cases of reports"
 	case errors.Is(err, store.ErrNewer):
 		return "it was written by a newer smtpguard: install that one again"
 	case errors.Is(err, control.ErrRunning):
@@ -270,4 +277,15 @@ func trimZero(s, zero string) string {
 		return t
 	}
 	return s
+}
+
+// tellRestored says what a new store has of an earlier one.
+func tellRestored(st *store.Store, log *slog.Logger) {
+	switch r := st.Restored(); {
+	case r.Err != nil:
+		log.Error("the store is new, and the allowlist of the one before could be read in part only; add what is missing with `smtpguard allow add`",
+			"entries", r.Entries, "rest_in", r.Unread, "err", r.Err)
+	case r.Entries > 0:
+		log.Warn("the store is new; the allowlist of the one before is taken over from its copy", "entries", r.Entries)
+	}
 }

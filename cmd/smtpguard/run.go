@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -44,7 +45,8 @@ func (e *env) runCommand() *cli.Command {
 	}
 }
 
-// runPolicy is the policy with the flags of run.
+// runPolicy is the policy with the flags of run. Without a file it takes the
+// shipped one only where the flags say observe.
 func (e *env) runPolicy(c *cli.Context) (*policy.Policy, error) {
 	p, err := e.policy(c)
 	if err != nil {
@@ -70,6 +72,10 @@ func (e *env) runPolicy(c *cli.Context) (*policy.Policy, error) {
 			return nil, &usageError{fmt.Sprintf("--log: %v", err)}
 		}
 	}
+	if e.shipped && c.String("mode") != string(policy.Observe) {
+		return nil, withHint(fmt.Errorf("there is no %s, which says whom never to block", defaultPolicy),
+			"`smtpguard policy init` writes the shipped one, --policy names another; `run --mode observe` needs none")
+	}
 	return p, nil
 }
 
@@ -81,14 +87,31 @@ func (e *env) run(c *cli.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	filed := !e.shipped
 	log := e.logger()
 	hup := make(chan os.Signal, 1) // early: unhandled, the signal would end us
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
-	mta, mtaErr := exim.ReadConfig(c.Context)
-	if mtaErr != nil && !errors.Is(mtaErr, exim.ErrNoExim) {
-		log.Warn("Exim's configuration could not be read; state logs:, capacity: and zone: in the policy", "err", mtaErr)
+	// Nothing is changed before everything that can be refused was tried: the
+	// logs that are named, the store (in use, damaged?), which is also the lock
+	// between two daemons, then the socket, then the filter.
+	for _, l := range p.Logs {
+		if l == policy.Auto {
+			continue // what Exim says, and the store remembers
+		}
+		if err := checkLog(l); err != nil {
+			return err
+		}
 	}
+	st, err := store.Open(p.Store.Path, store.Options{Wait: 2 * time.Second})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, st.Close()) }()
+	tellRestored(st, log)
+	mta, mtaSince, mtaErr := askExim(c.Context, st, log)
+	ask := asker{store: st, log: log, now: make(chan struct{}, 1), n: mta.AcceptMax, knows: mtaErr == nil && mtaSince.IsZero()}
+	askable := !errors.Is(mtaErr, exim.ErrNoExim)
 	logs, err := findLogs(p, mta, mtaErr)
 	if err != nil {
 		return err
@@ -99,17 +122,9 @@ func (e *env) run(c *cli.Context) (err error) {
 	}
 	if mtaErr == nil && !slices.ContainsFunc(logs, func(l string) bool { return isLogOf(l, mta) }) {
 		log.Info("this machine's Exim writes another log than the one that is followed; its configuration is left aside", "writes", mta.LogFilePath)
-		mtaErr = errors.New("of another log")
+		mtaErr, askable = errors.New("of another log"), false
 	}
 
-	// Nothing is changed before everything that can be refused was tried: the
-	// store (in use, damaged?), which is also the lock between two daemons,
-	// then the socket, then the filter.
-	st, err := store.Open(p.Store.Path, store.Options{Wait: 2 * time.Second})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, st.Close()) }()
 	l, err := control.Listen(p.Control.Socket, p.Control.Group)
 	if err != nil {
 		return err
@@ -141,7 +156,7 @@ func (e *env) run(c *cli.Context) (err error) {
 	case p.Capacity > 0:
 		o.Capacity, o.CapacityFrom = p.Capacity, "the policy"
 	case mtaErr == nil && mta.AcceptMax > 0:
-		o.Capacity, o.CapacityFrom = mta.AcceptMax, "Exim's smtp_accept_max"
+		o.Capacity, o.CapacityFrom = mta.AcceptMax, capacityFrom(mtaSince)
 	}
 	if p.Confirm == policy.ConfirmSockets {
 		t, err := sockets.Open(sockets.Options{})
@@ -188,6 +203,10 @@ func (e *env) run(c *cli.Context) (err error) {
 
 	ctx, cancel := context.WithCancel(c.Context)
 	defer cancel()
+	var asking sync.WaitGroup
+	if ask.guard, ask.logs = g, logs; askable {
+		asking.Go(func() { ask.run(ctx) })
+	}
 	served := make(chan error, 1)
 	var with []func(*http.ServeMux)
 	stopDesk := func() {}
@@ -217,12 +236,14 @@ func (e *env) run(c *cli.Context) (err error) {
 			case <-ctx.Done():
 				return
 			case <-hup:
-				e.reload(ctx, c, g, &enforce, log)
+				filed = e.reload(ctx, c, g, &enforce, filed, log) || filed
+				ask.soon()
 			}
 		}
 	}()
 	err = g.Run(ctx)
 	cancel()
+	asking.Wait()
 	stopDesk()
 	stopWatch()
 	log.Info("smtpguard stops", "blocks_in_the_packet_filter", string(p.Firewall.OnStop))
@@ -233,12 +254,17 @@ func (e *env) run(c *cli.Context) (err error) {
 // whoever stops us (Docker) may kill us soon after.
 const stopFor = 10 * time.Second
 
-// reload reads the policy again. A policy with faults changes nothing.
-func (e *env) reload(ctx context.Context, c *cli.Context, g *guard.Guard, enforce *atomic.Bool, log *slog.Logger) {
+// reload reads the policy again. A policy with faults changes nothing, nor
+// does one that is gone; filed: there was a file before. It reports whether
+// the policy that was taken is of a file.
+func (e *env) reload(ctx context.Context, c *cli.Context, g *guard.Guard, enforce *atomic.Bool, filed bool, log *slog.Logger) bool {
 	p, err := e.runPolicy(c)
+	if err == nil && e.shipped && filed {
+		err = fmt.Errorf("%s is gone", defaultPolicy)
+	}
 	if err != nil {
 		log.Error("the policy was not taken, the one before stays", "err", err)
-		return
+		return false
 	}
 	before := enforce.Swap(p.Mode == policy.Enforce)
 	done, err := g.Reload(ctx, p)
@@ -246,13 +272,14 @@ func (e *env) reload(ctx context.Context, c *cli.Context, g *guard.Guard, enforc
 	case err != nil:
 		enforce.Store(before)
 		log.Error("the policy was not taken, the one before stays", "err", err)
-		return
+		return false
 	case done.Undone != nil:
 		log.Error("the policy was taken, but not all that it says is so yet", "mode", string(done.Mode), "err", done.Undone)
 	default:
 		log.Info("the policy is read again", "needs_restart", done.Restart)
 	}
 	enforce.Store(done.Mode == policy.Enforce)
+	return !e.shipped
 }
 
 // logger writes to the terminal or the journal, which has its own times.

@@ -142,7 +142,9 @@ func ParseConfig(out []byte) (Config, error) {
 	return c, errors.Join(errs...)
 }
 
-// ReadConfig finds exim4 or exim and asks it. It takes 10 s at most.
+// ReadConfig finds exim4 or exim and asks it. It takes 10 s at most,
+// or until the deadline of ctx: without a resolver Exim looks for its own name
+// for a little longer.
 func ReadConfig(ctx context.Context) (Config, error) {
 	path, err := find()
 	if err != nil {
@@ -179,8 +181,11 @@ func ask(ctx context.Context, path string) (Config, error) {
 
 // printed is what the Exim at path prints of these options.
 func printed(ctx context.Context, path string, options []string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, configTimeout)
-	defer cancel()
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, configTimeout)
+		defer cancel()
+	}
 	cmd := exec.CommandContext(ctx, path, append([]string{"-bP"}, options...)...)
 	cmd.Dir = "/"
 	cmd.Env = []string{"LC_ALL=C", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"}

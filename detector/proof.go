@@ -1,0 +1,66 @@
+package detector
+
+import "time"
+
+// Is the server full?
+//
+// Where its capacity was stated, the count says so. Where it is a guess, the
+// count says nothing: 96 connections fill a server of 100 slots and are a
+// fifth of one of 500. Then only the server itself can tell, by turning
+// somebody away for want of a slot. Until it does, verdicts on saturation are
+// Unproven: they are told, and nobody is to be blocked for them.
+
+// proof is what bears out that the server is full when the count says it is.
+type proof struct {
+	// inferred: the capacity is the count at which the server, in its present
+	// run, turned somebody away, and it never took more since.
+	inferred bool
+	full     bool  // it ever turned somebody away for want of a slot,
+	at       int64 // the last time then
+	// missed: a verdict was made without proof, and its source is silent.
+	missed bool
+}
+
+// proven reports whether a verdict over window is borne out.
+func (d *Detector) proven(window time.Duration) bool {
+	return d.cfg.Capacity > 0 || d.proof.inferred || d.proof.full && d.now-d.proof.at <= int64(window)
+}
+
+// turnedAway notes that the server has no slot left. Sources that are silent
+// after a verdict without proof are judged again at once.
+func (d *Detector) turnedAway() {
+	d.proof.full, d.proof.at = true, d.now
+	d.judgeAgain()
+}
+
+func (d *Detector) judgeAgain() {
+	if !d.proof.missed {
+		return
+	}
+	d.proof.missed = false
+	d.hots = d.hots[:0]
+	for lv := range d.levels {
+		for _, i := range d.levels[lv].active {
+			d.nodes.at(i).cool = 0
+		}
+	}
+	d.wakeAll()
+}
+
+// SetCapacity says that the server has n slots from now on: it was not known
+// before, or has changed. 0: it is not known any more, and what it was stays as
+// a guess.
+func (d *Detector) SetCapacity(n int) {
+	n = min(max(n, 0), maxCapacity)
+	if n == d.cfg.Capacity {
+		return
+	}
+	if n == 0 {
+		d.cfg.Capacity, d.how, d.proof.inferred = 0, CapacityAssumed, false
+		return
+	}
+	d.cfg.Capacity, d.capacity, d.how = n, n, CapacityConfigured
+	d.judgeAgain()
+	d.wakeAll() // all shares may be larger now
+	d.p = d.weight()
+}

@@ -1,0 +1,83 @@
+package guard
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/smtpguard/smtpguard/detector"
+	"github.com/smtpguard/smtpguard/policy"
+)
+
+// busy opens 24 connections of each of four senders: 96 in all.
+func (k *kernel) busy() {
+	for i := 1; i <= 4; i++ {
+		k.open(fmt.Sprintf("203.0.113.%d", i), 24)
+	}
+}
+
+// Nobody said how many slots the server has: 96 connections are not all of
+// them before it refuses somebody.
+func TestCapacityUnknown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		w.g.o.Capacity = 0
+		det, err := newDetector(w.g.o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.g.det = det
+		stop := w.run()
+		defer stop()
+		w.k.busy()
+		time.Sleep(30 * time.Second)
+		w.want("")
+		s, err := w.g.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(s.Decisions) == 0 || s.Decisions[0].What != Refused || s.Decisions[0].Reason != reasonCapacity {
+			t.Errorf("decided %+v; want a refusal for %s", s.Decisions, reasonCapacity)
+		}
+		full := detector.Event{Kind: detector.Refused, Reason: detector.RefusedFull, Time: time.Now()}
+		if err := w.g.do(t.Context(), func(ctx context.Context) { w.g.decide(ctx, w.g.det.Observe(&full), time.Now()) }); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(3 * time.Second)
+		w.want("203.0.113.1/32 203.0.113.2/32 203.0.113.3/32 203.0.113.4/32")
+	})
+}
+
+// What is said later counts at once, in both directions; the policy is above it.
+func TestSetCapacity(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		stop := w.run()
+		defer stop()
+		if err := w.g.SetCapacity(t.Context(), 500, "Exim"); err != nil {
+			t.Fatal(err)
+		}
+		w.k.busy()
+		time.Sleep(30 * time.Second)
+		w.want("")
+		if err := w.g.SetCapacity(t.Context(), 100, "Exim"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(15 * time.Second)
+		w.want("203.0.113.1/32 203.0.113.2/32 203.0.113.3/32 203.0.113.4/32")
+		p := policy.Default()
+		p.Mode, p.Capacity = policy.Enforce, 300
+		if later, err := w.g.Reload(t.Context(), p); err != nil || len(later.Restart) != 0 {
+			t.Errorf("reload: %v, %v", later, err)
+		}
+		if err := w.g.SetCapacity(t.Context(), 20, "Exim"); err != nil {
+			t.Fatal(err)
+		}
+		s, err := w.g.Status(t.Context())
+		if err != nil || s.Capacity != 300 || s.CapacityFrom != "the policy" {
+			t.Errorf("%d from %s, %v; want 300 from the policy", s.Capacity, s.CapacityFrom, err)
+		}
+	})
+}
