@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -47,7 +48,7 @@ const (
 )
 
 // eximSettings are the options of Exim that only doctor asks for.
-var eximSettings = []string{"smtp_accept_reserve", "smtp_reserve_hosts", "smtp_load_reserve"}
+var eximSettings = []string{"smtp_accept_reserve", "smtp_reserve_hosts", "smtp_load_reserve", "configure_file"}
 
 // Look gathers what can be found out on this machine. It changes nothing and
 // fails at nothing: what could not be looked at is in the facts.
@@ -57,11 +58,13 @@ func Look(ctx context.Context, o Options) *Facts {
 		f.Policy = policy.Default()
 	}
 	f.System = system(o.Root)
-	f.MacroIn = macroIn(o.Root, f.System)
+	f.Hostname, _ = os.Hostname()
 	f.Exim, f.EximErr = exim.ReadConfig(ctx)
 	if f.EximErr == nil {
 		f.Settings, _ = exim.Settings(ctx, f.Exim.Path, eximSettings...)
+		f.ReserveLocal, f.ReserveErr = exim.InHostList(ctx, f.Exim.Path, f.Settings["smtp_reserve_hosts"], netip.MustParseAddr("127.0.0.1"))
 	}
+	f.Set, f.SetErr = setIn(o.Root, configFiles(o.Root, f.System, f.Settings["configure_file"]))
 	if o.Advice != nil {
 		f.Advice = o.Advice(f.Exim, f.EximErr)
 	}
@@ -77,6 +80,8 @@ func Look(ctx context.Context, o Options) *Facts {
 	}
 	f.Lacks, f.LacksErr = lacks(filepath.Join("/proc", pid, "status"))
 	f.Clock = clock()
+	f.lookGrowth(ctx)
+	f.Now = time.Now() // what was written meanwhile is not from the future
 	return f
 }
 
@@ -101,28 +106,6 @@ func system(root string) System {
 		return Debian
 	}
 	return Other
-}
-
-// macroIn finds MAIN_LOG_SELECTOR in the places that are an administrator's.
-func macroIn(root string, s System) string {
-	pattern := "/etc/exim4/exim4.conf.localmacros"
-	switch s {
-	case Debian:
-	case DebianSplit:
-		pattern = "/etc/exim4/conf.d/main/*localmacros*"
-	default:
-		return ""
-	}
-	files, _ := filepath.Glob(filepath.Join("/", root, pattern))
-	for _, file := range files {
-		text, err := small(file)
-		for line := range strings.Lines(text) {
-			if err == nil && strings.HasPrefix(strings.TrimSpace(line), "MAIN_LOG_SELECTOR") {
-				return file
-			}
-		}
-	}
-	return ""
 }
 
 // small reads a file that must be small.
