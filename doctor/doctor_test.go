@@ -141,7 +141,7 @@ func TestFaults(t *testing.T) {
 		}, "warn log-selector: the log has no connections\nskip slots: there is no Exim\nskip receive-timeout", ""},
 		{"PROXY", func(f *Facts) { f.Logs[0].Stats.Proxied = 4 }, "warn proxy: ", ""},
 		{"slow", func(f *Facts) { f.EximErr, f.Settings = fmt.Errorf("%w in time", exim.ErrSlow), nil },
-			"warn exim: Exim did not answer in time\nskip slots\nskip receive-timeout", "primary_hostname = "},
+			"warn exim: no answer from Exim in time\nskip slots\nskip receive-timeout", "primary_hostname = "},
 		{"broken configuration", func(f *Facts) { f.EximErr, f.Settings = some, nil }, "warn exim: Exim does not tell\nskip slots\nskip receive-timeout", "exim -bV"},
 		{"touched log", func(f *Facts) { f.Logs[0].LastLine = f.Logs[0].Written.Add(-time.Hour - time.Second) }, "skip time-zone: the log's last line is of", ""},
 		{"wrong zone", func(f *Facts) {

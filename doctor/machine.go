@@ -48,7 +48,7 @@ func (x *exam) mode() {
 			log = l.Path
 		}
 		x.warn(name, "mode is observe: everything is decided and recorded, nothing is blocked", "A flood is not stopped.",
-			"See what would have been blocked: `smtpguard replay "+log+"`. If it is right, in "+x.policyFileName()+":", "mode: enforce", "systemctl restart smtpguard")
+			"See what would have been blocked: `smtpguard replay "+log+"`. If it is right, in "+x.policyFileName()+":", "mode: enforce", "systemctl reload smtpguard")
 		return
 	}
 	x.ok(name, "mode is enforce")

@@ -111,7 +111,7 @@ func (r *configReader) fault(err error) {
 // file reads one file and those that it includes.
 func (r *configReader) file(name string, optional bool) {
 	if r.files++; r.files > maxConfigFiles {
-		r.fault(fmt.Errorf("Exim's configuration has more than %d files", maxConfigFiles))
+		r.fault(fmt.Errorf("more than %d files in Exim's configuration", maxConfigFiles))
 		return
 	}
 	path := filepath.Join("/", r.root, name)

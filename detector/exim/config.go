@@ -65,7 +65,7 @@ var (
 	ErrNoExim = errors.New("no exim4 or exim in PATH or /usr/sbin")
 	// ErrSlow means that Exim did not answer in time. It looks up this
 	// machine's own name when it starts, unless primary_hostname is set.
-	ErrSlow = errors.New("Exim did not answer")
+	ErrSlow = errors.New("no answer from Exim")
 	// ErrNotConfig means that a text has none of the options in it.
 	ErrNotConfig = errors.New("not the output of exim -bP")
 )
