@@ -90,7 +90,10 @@ func (d *Diagnosis) machineWords(f *Finding, why func(string, ...any), do func(.
 	if !m.Written.IsZero() {
 		why("its log was last written %s ago", short(max(0, m.Now.Sub(m.Written))))
 	}
-	do(m.Start...)
+	if n := len(f.Do); n > 0 && len(m.Start) > 0 { // "start it:", and how
+		f.Do[n-1] += " " + m.Start[0]
+		do(m.Start[1:]...)
+	}
 	do("Did the kernel end it for want of memory? `dmesg -T | grep -i 'killed process'`. Is a disk full? `df -h /var/spool /var/log`.",
 		"Senders try again for days: no mail is lost yet.")
 }

@@ -15,7 +15,7 @@ func (x *exam) setting(check string, options ...string) []string {
 	for _, o := range options {
 		name, value, _ := strings.Cut(o, " = ")
 		if by, ok := x.told[name]; ok && by.option == o {
-			before = append(before, fmt.Sprintf("%s: as said under %s.", o, by.check))
+			before = append(before, fmt.Sprintf("%s: as said under %s.", name, by.check))
 			continue
 		}
 		if x.told == nil {

@@ -117,7 +117,7 @@ func (e *env) diagnose(c *cli.Context) error {
 		err = e.json(r)
 	} else {
 		out := bufio.NewWriter(e.stdout)
-		showDiagnosis(out, r)
+		showDiagnosis(out, r, fitting(e.stdout, 96))
 		err = out.Flush()
 	}
 	if err == nil && len(r.Findings) == 0 {
@@ -141,10 +141,9 @@ func moment(c *cli.Context, flag string) (time.Time, error) {
 	return time.Time{}, &usageError{fmt.Sprintf("--%s: %q is neither a time such as \"2026-11-22 19:45\" nor a duration such as 6h", flag, s)}
 }
 
-func showDiagnosis(out io.Writer, r diagnose.Report) {
-	const width = 96
+func showDiagnosis(out io.Writer, r diagnose.Report, width int) {
 	for i, f := range r.Findings {
-		fmt.Fprintf(out, "%d. %s.\n", i+1, f.Title)
+		hang(out, fmt.Sprintf("%d. ", i+1), f.Title+".", max(width, 80))
 		when := "time not known"
 		if !f.First.IsZero() {
 			when = clock(f.First)
@@ -154,7 +153,7 @@ func showDiagnosis(out io.Writer, r diagnose.Report) {
 		}
 		fmt.Fprintf(out, "   %s, %s\n", f.Confidence, when)
 		if f.Explains > 0 {
-			fmt.Fprintf(out, "   This is what the panel's mails were about: it explains %s.\n", count(f.Explains, "failed check", "failed checks"))
+			hang(out, "   ", fmt.Sprintf("This is what the panel's mails were about: it explains %s.", count(f.Explains, "failed check", "failed checks")), width)
 		}
 		for _, w := range f.Why {
 			hang(out, "   - ", w+".", width)
