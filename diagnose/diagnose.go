@@ -32,6 +32,10 @@ type Options struct {
 	// Since and Until bound what is looked at; zero: no bound. What is
 	// before Since is still read, to know who held slots then.
 	Since, Until time.Time
+	// Machine is what is seen of the machine that the logs are of; nil: they
+	// may be of another one.
+	Machine  *Machine
+	Guarding Guarding
 }
 
 // Bounds of what is kept, whatever the files hold.
@@ -53,6 +57,7 @@ type Diagnosis struct {
 
 	lines, unparsed uint64
 	first, last     time.Time
+	latest          time.Time // of all lines, also of those out of bounds
 
 	slots   slots
 	trouble [kinds]trouble

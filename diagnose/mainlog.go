@@ -78,6 +78,9 @@ func (d *Diagnosis) mainLog(line []byte) {
 		d.unparsed++
 		return
 	}
+	if ev.Time.After(d.latest) {
+		d.latest = ev.Time
+	}
 	in := d.in(ev.Time)
 	if in {
 		if d.first.IsZero() {

@@ -11,6 +11,7 @@ import (
 type Kind string
 
 const (
+	NotRunning  Kind = "not-running"                // Exim serves nobody at this moment
 	FullFew     Kind = "slots-full-few-sources"     // a flood by sources that can be named
 	FullMany    Kind = "slots-full-proper-senders"  // too few slots for the mail there is
 	FullSpread  Kind = "slots-full-many-strangers"  // many sources, few of which sent mail
@@ -80,8 +81,10 @@ type Finding struct {
 
 // Report is the answer.
 type Report struct {
-	First     time.Time `json:"first,omitzero"`
-	Last      time.Time `json:"last,omitzero"`
+	First time.Time `json:"first,omitzero"`
+	Last  time.Time `json:"last,omitzero"`
+	// Latest is the time of Exim's last line, also if it is out of bounds.
+	Latest    time.Time `json:"latest_line,omitzero"`
 	Lines     uint64    `json:"lines"`
 	Unparsed  uint64    `json:"unparsed"`
 	Opened    uint64    `json:"opened"`
@@ -106,7 +109,7 @@ const (
 // Report says what was found. Nothing can be read afterwards.
 func (d *Diagnosis) Report() Report {
 	d.slots.finish()
-	r := Report{First: d.first, Last: d.last, Lines: d.lines, Unparsed: d.unparsed, Opened: d.opened, Accepted: d.accepted, Starts: len(d.starts)}
+	r := Report{First: d.first, Last: d.last, Latest: d.latest, Lines: d.lines, Unparsed: d.unparsed, Opened: d.opened, Accepted: d.accepted, Starts: len(d.starts)}
 	r.PeakCount = d.slots.det.Stats().PeakCount
 	r.Capacity, r.From = d.slots.det.Capacity()
 	var failed []check
@@ -121,6 +124,7 @@ func (d *Diagnosis) Report() Report {
 	rest := explain(found, failed)
 	found = append(found, d.monitorFindings(rest)...)
 	found = append(found, d.restarts(found)...)
+	found = append(found, d.machineFindings()...)
 	for i := range found {
 		f := &found[i]
 		d.words(f, failed)
@@ -128,9 +132,11 @@ func (d *Diagnosis) Report() Report {
 		f.Spans = f.all[:min(len(f.all), maxSpans)]
 		slices.SortFunc(f.Spans, func(a, b Span) int { return a.First.Compare(b.First) })
 	}
-	// What explains the mails comes first, then what does most harm.
+	// What is so now comes first, then what explains the mails, then what does
+	// most harm.
+	now := func(f Finding) int { return map[bool]int{true: 0, false: 1}[f.Kind == NotRunning] }
 	slices.SortStableFunc(found, func(a, b Finding) int {
-		return cmp.Or(cmp.Compare(b.Explains, a.Explains), cmp.Compare(b.weight, a.weight), cmp.Compare(b.Times, a.Times))
+		return cmp.Or(cmp.Compare(now(a), now(b)), cmp.Compare(b.Explains, a.Explains), cmp.Compare(b.weight, a.weight), cmp.Compare(b.Times, a.Times))
 	})
 	r.Findings = found
 	return r
@@ -138,7 +144,7 @@ func (d *Diagnosis) Report() Report {
 
 // weights say which finding does more harm, where checks do not tell.
 var weights = map[Kind]int{
-	FullFew: 100, FullMany: 95, FullSpread: 92, FullUnknown: 90, Port: 85, Config: 84, Fork: 82, Down: 80, CheckLogin: 75,
+	NotRunning: 200, FullFew: 100, FullMany: 95, FullSpread: 92, FullUnknown: 90, Port: 85, Config: 84, Fork: 82, Down: 80, CheckLogin: 75,
 	Disk: 70, Load: 65, Cert: 50, Unexplained: 45, Restarts: 40, Queued: 20, NearFull: 15, Storm: 10,
 }
 

@@ -16,6 +16,8 @@ func (d *Diagnosis) words(f *Finding, failed []check) {
 	switch f.Kind {
 	case FullFew, FullMany, FullSpread, FullUnknown, NearFull:
 		d.slotWords(f, why, do)
+	case NotRunning:
+		d.machineWords(f, why, do)
 	case CheckLogin:
 		f.Title = "The panel's health check cannot log in: its own password is wrong; Exim itself answers"
 		f.Confidence = Certain
@@ -173,9 +175,8 @@ func (d *Diagnosis) slotWords(f *Finding, why func(string, ...any), do func(...s
 			}
 			why("%s", s.Why)
 		}
-		do("Let the daemon block them: `mode: enforce` in /etc/smtpguard/policy.yaml. `smtpguard replay LOG` shows whom, and when it would have.",
-			"By hand, if it goes on: `smtpguard block "+strings.Join(prefixes[:min(len(prefixes), 3)], " ")+" --for 1h`; their slots are free a second later.",
-			notMore)
+		do(d.o.Guarding.block(prefixes[:min(len(prefixes), 3)])...)
+		do(notMore)
 	case FullMany:
 		want := roundUp(f.AcceptMax)
 		f.Title = fmt.Sprintf("Too few slots for proper mail: %d would have sufficed", f.AcceptMax)
@@ -203,7 +204,8 @@ func (d *Diagnosis) slotWords(f *Finding, why func(string, ...any), do func(...s
 		}
 		do("Proper senders of one provider look the same before they are known: `smtpguard replay --learn` over older logs, then diagnose again.",
 			"Cheap limits in Exim: `smtp_accept_max_per_host = 10`, and `smtp_receive_timeout = 1m` so that silent clients go sooner.",
-			"If these are customers and partners, raise smtp_accept_max; if not, let the daemon block (`mode: enforce`): it judges networks too.")
+			"If these are customers and partners, raise smtp_accept_max; if not, let the daemon block: it judges networks too.")
+		do(d.o.Guarding.block(nil)...)
 	case FullUnknown:
 		f.Title = "The slots were full; the log does not say who held them"
 		if sum.capacity == 0 { // only the monitor tells

@@ -15,11 +15,12 @@ const (
 	Fail    Status = "fail" // the server is not protected, or wrongly
 	Warn    Status = "warn" // it could be better, or will be wrong one day
 	Skipped Status = "skip" // it could not be looked at
+	Note    Status = "note" // nothing is wrong, but something could be better
 	OK      Status = "ok"
 )
 
 // severity is the order in which a person wants to read.
-var severity = map[Status]int{Fail: 0, Warn: 1, Skipped: 2, OK: 3}
+var severity = map[Status]int{Fail: 0, Warn: 1, Skipped: 2, Note: 3, OK: 4}
 
 // Check is one thing that was looked at.
 type Check struct {
@@ -41,6 +42,7 @@ type Report struct {
 	Warn    int     `json:"warn"`
 	Fail    int     `json:"fail"`
 	Skipped int     `json:"skipped"`
+	Notes   int     `json:"notes"`
 	Checks  []Check `json:"checks"`
 }
 
@@ -50,7 +52,7 @@ func Examine(f *Facts) Report {
 	x := &exam{Facts: f, add: func(c Check) { r.Checks = append(r.Checks, c) }}
 	for _, check := range []func(*exam){
 		(*exam).policyFile, (*exam).mode, (*exam).daemon, (*exam).store, (*exam).unit,
-		(*exam).logs, (*exam).selector, (*exam).zone, (*exam).eximListens,
+		(*exam).logs, (*exam).eximAnswers, (*exam).selector, (*exam).zone, (*exam).eximListens,
 		(*exam).slots, (*exam).timeouts, (*exam).reserve, (*exam).loadReserve, (*exam).perHost,
 		(*exam).sockets, (*exam).capabilities, (*exam).firewall, (*exam).rules, (*exam).neighbours, (*exam).csf,
 		(*exam).self, (*exam).operator, (*exam).regulars, (*exam).healthCheck, (*exam).knownGood,
@@ -67,6 +69,8 @@ func Examine(f *Facts) Report {
 			r.Warn++
 		case Fail:
 			r.Fail++
+		case Note:
+			r.Notes++
 		default:
 			r.Skipped++
 		}
@@ -77,10 +81,15 @@ func Examine(f *Facts) Report {
 // exam is the facts, and where the checks go.
 type exam struct {
 	*Facts
-	add func(Check)
+	add  func(Check)
+	told map[string]told // by option, see setting
 }
 
 func (x *exam) ok(name, says string) { x.add(Check{Name: name, Status: OK, Says: says}) }
+
+func (x *exam) note(name, says string, mend ...string) {
+	x.add(Check{Name: name, Status: Note, Says: says, Mend: mend})
+}
 
 func (x *exam) skip(name, says string) { x.add(Check{Name: name, Status: Skipped, Says: says}) }
 

@@ -29,7 +29,7 @@ func well() *Facts {
 		Now: now, Root: true, System: CPanel, Policy: p, PolicyPath: "/etc/smtpguard/policy.yaml",
 		Exim: exim.Config{AcceptMax: 100, AcceptMaxSet: true, ReceiveTimeout: 5 * time.Minute, LogSelector: "+incoming_port +smtp_connection",
 			SmtpConnection: true, IncomingPort: true, MainLog: log},
-		Settings: map[string]string{"smtp_accept_reserve": "5", "smtp_reserve_hosts": "<; 127.0.0.1 ; ::1", "smtp_load_reserve": ""},
+		ReserveLocal: true, Settings: map[string]string{"smtp_accept_reserve": "5", "smtp_reserve_hosts": "<; 127.0.0.1 ; ::1", "smtp_load_reserve": ""},
 		Logs: []Log{{Path: log, Mode: "-rw-r-----", Owner: "mailnull:mail", Size: 4096, Written: now.Add(-time.Second), LastLine: now.Add(-time.Second),
 			Stats: exim.Stats{Lines: 5000, Opened: 900, WithPort: 900}}},
 		Sockets: Sockets{CanDestroy: true, Listen: []uint16{25, 465, 587}, Programs: []string{"exim"}},
@@ -42,6 +42,32 @@ func well() *Facts {
 		Store:  Store{Path: "/var/lib/smtpguard/smtpguard.db", InUse: true, Size: 1 << 20, Free: 10 << 30, Good: -1},
 		Clock:  Clock{Synced: true},
 		Exempt: []guard.Exempt{{Prefix: netip.MustParsePrefix("192.0.2.1/32"), Why: "an address of this machine"}},
+	}
+}
+
+// debianSelector is how Debian's own files set log_selector.
+var debianSelector = map[string][]Setting{"log_selector": {{File: "/etc/exim4/conf.d/main/90_exim4-config_log_selector", Line: 8, End: 8, Text: "log_selector = MAIN_LOG_SELECTOR", If: ".ifdef MAIN_LOG_SELECTOR"}}}
+
+// TestOnce: what one mend says the next does not say again, for Exim refuses
+// an option that is set twice.
+func TestOnce(t *testing.T) {
+	f := well()
+	f.System, f.ReserveLocal, f.Exim.SmtpConnection = DebianSplit, false, false
+	f.Settings = map[string]string{"smtp_accept_reserve": "3", "smtp_load_reserve": "8"}
+	f.Policy.Zone = "Europe/Berlin"
+	f.Advice = []string{"the log holds no source ports: add +incoming_port to Exim's log_selector"}
+	text := "\n"
+	for _, c := range Examine(f).Checks {
+		for _, m := range c.Mend {
+			if !strings.HasSuffix(m, ".") { // for a person to read
+				text += m + "\n"
+			}
+		}
+	}
+	for _, option := range []string{"\nsmtp_reserve_hosts = ", "\nlog_selector = ", "\nlog_timezone = "} {
+		if n := strings.Count(text, option); n != 1 {
+			t.Errorf("%q is %d times in what is to be pasted:%s", option, n, text)
+		}
 	}
 }
 
@@ -93,13 +119,20 @@ func TestFaults(t *testing.T) {
 		{"log empty", func(f *Facts) { f.Logs[0].Size = 0 }, "warn log: /var/log/exim_mainlog is empty", "exim -bP log_file_path"},
 		{"old log", func(f *Facts) { f.Logs[0].Written = now.AddDate(0, 0, -9); f.Logs[0].LastLine = f.Logs[0].Written }, "warn log: /var/log/exim_mainlog was last written 9d0h ago", ""},
 		{"no connections", func(f *Facts) { f.Exim.SmtpConnection, f.Exim.LogSelector = false, "+incoming_port" },
-			"warn log-selector: log_selector has no connections", "log_selector = +incoming_port +smtp_connection +incoming_port"},
-		{"no connections on Debian", func(f *Facts) { f.System, f.Exim.SmtpConnection, f.Exim.LogSelector = Debian, false, "+tls_peerdn" },
-			"warn log-selector: ", "cat >>/etc/exim4/exim4.conf.localmacros <<'END'\nMAIN_LOG_SELECTOR = +tls_peerdn +smtp_connection +incoming_port\nEND"},
-		{"no connections on Debian, split", func(f *Facts) { f.System, f.Exim.SmtpConnection = DebianSplit, false },
+			"warn log-selector: log_selector has no connections", "log_selector = +incoming_port +smtp_connection +incoming_interface\nlog_timezone = true"},
+		{"no connections on Debian", func(f *Facts) {
+			f.System, f.Exim.SmtpConnection, f.Exim.LogSelector, f.Set = Debian, false, "+tls_peerdn", debianSelector
+		}, "warn log-selector: ", "cat >>/etc/exim4/exim4.conf.localmacros <<'END'\nMAIN_LOG_SELECTOR = +tls_peerdn +smtp_connection +incoming_port +incoming_interface\nlog_timezone = true\nEND"},
+		{"no connections on Debian, split", func(f *Facts) { f.System, f.Exim.SmtpConnection, f.Set = DebianSplit, false, debianSelector },
 			"warn log-selector: ", "/etc/exim4/conf.d/main/000_localmacros"},
-		{"no connections on Debian, set before", func(f *Facts) { f.System, f.Exim.SmtpConnection, f.MacroIn = Debian, false, "/etc/exim4/x" },
-			"warn log-selector: ", "In /etc/exim4/x, the line that begins"},
+		{"no connections on Debian, set before", func(f *Facts) {
+			f.System, f.Exim.SmtpConnection, f.Exim.LogSelector = Debian, false, "+tls_peerdn"
+			f.Set = map[string][]Setting{"log_selector": debianSelector["log_selector"], "MAIN_LOG_SELECTOR": {{File: "/etc/exim4/x", Line: 7, End: 7, Text: "MAIN_LOG_SELECTOR == +tls_peerdn"}}}
+		}, "warn log-selector: ", "Change /etc/exim4/x:7: `MAIN_LOG_SELECTOR == +tls_peerdn` -> `MAIN_LOG_SELECTOR == +tls_peerdn +smtp_connection +incoming_port +incoming_interface`:"},
+		{"no connections, set in a file", func(f *Facts) {
+			f.System, f.Exim.SmtpConnection, f.Exim.LogTimezone = Other, false, true
+			f.Set = map[string][]Setting{"log_selector": {{File: "/etc/exim.conf", Line: 7, End: 9, Text: `log_selector = +incoming_port \`, If: ".ifdef X"}}}
+		}, "warn log-selector: ", "Change /etc/exim.conf:7 (under .ifdef X): `log_selector = +incoming_port \\`"},
 		{"nothing shows", func(f *Facts) { f.Exim.SmtpConnection, f.Policy.Confirm = false, policy.ConfirmOff }, "fail log-selector: \nwarn sockets: confirm is off", ""},
 		{"no ports", func(f *Facts) { f.Exim.IncomingPort = false }, "warn log-selector: log_selector has no ports", "+incoming_port"},
 		{"old Exim process", func(f *Facts) { f.Logs[0].Stats = exim.Stats{Lines: 5000} }, "warn log-selector: log_selector has connections, but", "restartsrv_exim"},
@@ -107,7 +140,14 @@ func TestFaults(t *testing.T) {
 			f.EximErr, f.Settings, f.Logs[0].Stats = exim.ErrNoExim, nil, exim.Stats{Lines: 5000, Refused: 3, WithPort: 3}
 		}, "warn log-selector: the log has no connections\nskip slots: there is no Exim\nskip receive-timeout", ""},
 		{"PROXY", func(f *Facts) { f.Logs[0].Stats.Proxied = 4 }, "warn proxy: ", ""},
-		{"wrong zone", func(f *Facts) { f.Logs[0].LastLine = f.Logs[0].Written.Add(-time.Hour - time.Second) }, "fail time-zone: the log's times are 1h off", "zone: Europe/Berlin"},
+		{"slow", func(f *Facts) { f.EximErr, f.Settings = fmt.Errorf("%w in time", exim.ErrSlow), nil },
+			"warn exim: no answer from Exim in time\nskip slots\nskip receive-timeout", "primary_hostname = "},
+		{"broken configuration", func(f *Facts) { f.EximErr, f.Settings = some, nil }, "warn exim: Exim does not tell\nskip slots\nskip receive-timeout", "exim -bV"},
+		{"touched log", func(f *Facts) { f.Logs[0].LastLine = f.Logs[0].Written.Add(-time.Hour - time.Second) }, "skip time-zone: the log's last line is of", ""},
+		{"wrong zone", func(f *Facts) {
+			f.Logs[0].Grew = true
+			f.Logs[0].LastLine = f.Logs[0].Written.Add(-time.Hour - time.Second)
+		}, "fail time-zone: the log's times are 1h off", "zone: Europe/Berlin"},
 		{"half past", func(f *Facts) { f.Logs[0].LastLine = f.Logs[0].Written.Add(5*time.Hour + 30*time.Minute) }, "fail time-zone: the log's times are 5h30m off", ""},
 		{"quiet log", func(f *Facts) { f.Logs[0].LastLine = f.Logs[0].Written.Add(-7 * time.Minute) }, "", ""},
 		{"summer time", func(f *Facts) { f.Policy.Zone = "Europe/Berlin" }, "warn time-zone: the log's times have no offset", "log_timezone = true"},
@@ -118,9 +158,20 @@ func TestFaults(t *testing.T) {
 		{"other slots", func(f *Facts) { f.Daemon.Capacity = 50 }, "warn slots: smtp_accept_max is 100, and the daemon counts on 50", "restart smtpguard"},
 		{"policy's slots", func(f *Facts) { f.Policy.Capacity = 50; f.Daemon.Capacity = 50 }, "warn slots: smtp_accept_max is 100, and the policy says capacity: 50", "capacity: auto"},
 		{"patient", func(f *Facts) { f.Exim.ReceiveTimeout = time.Hour }, "warn receive-timeout: a silent client keeps its slot for 1h", "smtp_receive_timeout = 5m"},
-		{"no reserve on cPanel", func(f *Facts) { f.Settings["smtp_accept_reserve"] = "0" }, "warn reserve: no slot is kept for the panel", "smtp_reserve_hosts = <; 127.0.0.1 ; ::1"},
+		{"no reserve on cPanel", func(f *Facts) { f.Settings["smtp_accept_reserve"] = "0" }, "warn reserve: no slot is kept for the panel", "smtp_accept_reserve = 5"},
 		{"reserve for nobody", func(f *Facts) { f.Settings["smtp_reserve_hosts"] = "" }, "warn reserve: smtp_accept_reserve is 5, but", ""},
-		{"load", func(f *Facts) { f.Settings["smtp_load_reserve"] = "8.00"; f.Settings["smtp_reserve_hosts"] = "" }, "warn reserve: \nwarn load-reserve: above a load average of 8.00 everybody", "127.0.0.1"},
+		{"reserve for others", func(f *Facts) { f.ReserveLocal = false; f.Settings["smtp_reserve_hosts"] = "!127.0.0.1 : *" }, "warn reserve: 5 slots are kept for !127.0.0.1 : *, and this machine itself", "Add 127.0.0.1 to smtp_reserve_hosts"},
+		{"reserve by name", func(f *Facts) { f.ReserveLocal, f.ReserveErr = false, exim.ErrCannotTell }, "skip reserve: 5 slots are kept", ""},
+		{"assumed", func(f *Facts) { f.Daemon.CapacityFrom = detector.CapacityAssumed }, "warn slots: smtp_accept_max is 100, and the daemon does not know it", "restart smtpguard"},
+		{"assumed, no Exim", func(f *Facts) {
+			f.EximErr, f.Settings, f.Daemon.CapacityFrom = exim.ErrNoExim, nil, detector.CapacityAssumed
+		},
+			"warn capacity: \nskip slots\nskip receive-timeout", "capacity: 100"},
+		{"load", func(f *Facts) {
+			f.Settings["smtp_load_reserve"] = "8.00"
+			f.Settings["smtp_reserve_hosts"] = ""
+			f.ReserveLocal = false
+		}, "warn reserve: \nwarn load-reserve: above a load average of 8.00 everybody", "127.0.0.1"},
 		{"no table", func(f *Facts) { f.Sockets.Err = some }, "fail sockets: the kernel's socket table cannot be read\nskip listening", "modprobe"},
 		{"cannot destroy", func(f *Facts) { f.Sockets.CanDestroy, f.Sockets.Why = false, some }, "warn sockets: this kernel cannot end connections", "CONFIG_INET_DIAG_DESTROY"},
 		{"no capabilities", func(f *Facts) { f.Lacks = []string{"CAP_NET_ADMIN"} }, "fail capabilities: the daemon lacks CAP_NET_ADMIN", ""},
@@ -145,7 +196,7 @@ func TestFaults(t *testing.T) {
 		}, "warn monitoring: 198.51.100.7 connects every 1m and sends no mail", "allow add 198.51.100.7 --note monitoring"},
 		{"nobody known", func(f *Facts) { f.Daemon.Detector.KnownGood = 0 }, "warn known-good: no sender", "smtpguard replay --learn /var/log/exim_mainlog*"},
 		{"clock", func(f *Facts) { f.Clock.Synced = false }, "warn clock: ", "timedatectl"},
-		{"reports", func(f *Facts) { f.Advice = []string{"reports.from is not set: nothing can be sent", "reports.x"} }, "warn reports: reports.from", "reports: {from:"},
+		{"reports", func(f *Facts) { f.Advice = []string{"reports.from is not set: nothing can be sent", "reports.x"} }, "warn reports: reports.from\nnote reports: reports.x", "reports: {from:"},
 		{"not root", func(f *Facts) {
 			f.Root, f.Daemon, f.DaemonUp, f.Store.Err, f.Sockets.CanDestroy, f.Sockets.Why = false, nil, os.ErrPermission, os.ErrPermission, false, some
 			f.Filter, f.Lacks = Filter{Err: some, ChainsErr: some}, []string{"CAP_NET_ADMIN"}

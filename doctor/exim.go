@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/smtpguard/smtpguard/detector"
 	"github.com/smtpguard/smtpguard/detector/exim"
 	"github.com/smtpguard/smtpguard/policy"
 )
@@ -26,6 +27,20 @@ func (x *exam) asked(name string) bool {
 		return true
 	}
 	return false
+}
+
+// eximAnswers: a configuration that cannot be read is more than its values.
+func (x *exam) eximAnswers() {
+	const name = "exim"
+	switch {
+	case errors.Is(x.EximErr, exim.ErrSlow):
+		x.warn(name, oneLine(x.EximErr), "Most likely it waits for DNS: Exim looks up this machine's own name whenever it starts. Each delivery and each restart then waits as long.",
+			append([]string{"See how long it takes, and which resolver does not answer:", "time exim -bV >/dev/null; cat /etc/resolv.conf", "Put this machine's full name into /etc/hosts, or state it to Exim:"},
+				x.setting(name, "primary_hostname = "+orElse(x.Hostname, "mx.example.net"))...)...)
+	case x.EximErr != nil && !errors.Is(x.EximErr, exim.ErrNoExim):
+		x.warn(name, "Exim does not tell its configuration: "+oneLine(x.EximErr), "With a fault in its configuration it does not start again after the next restart.",
+			"See what Exim says of it:", "exim -bV")
+	}
 }
 
 // logs: found, readable, written lately.
@@ -52,7 +67,7 @@ func (x *exam) logs() {
 		case x.Now.Sub(l.Written) > 24*time.Hour:
 			x.warn(name, fmt.Sprintf("%s was last written %s ago", l.Path, hours(x.Now.Sub(l.Written))), "Exim may write to another one.", "`exim -bP log_file_path` says where.")
 		default:
-			x.ok(name, fmt.Sprintf("%s (%s %s) was written %s ago", l.Path, l.Mode, l.Owner, hours(x.Now.Sub(l.Written))))
+			x.ok(name, fmt.Sprintf("%s (%s %s) was written %s ago", l.Path, l.Mode, l.Owner, hours(max(0, x.Now.Sub(l.Written)))))
 		}
 	}
 }
@@ -72,17 +87,16 @@ func (x *exam) selector() {
 		}
 		conns, ports = l.Stats.Opened > 0, l.Stats.WithPort > 0 || l.Stats.WithoutPort == 0
 	}
-	const add = "+smtp_connection +incoming_port"
 	switch {
 	case !conns:
 		means := "The socket table alone shows who holds slots; nothing tells what happened before the daemon was started, or why."
 		if x.Policy.Confirm == policy.ConfirmOff {
-			x.fail(name, from+" has no connections (+smtp_connection), and confirm is off", "Nothing shows who holds slots.", x.selectorSetting(add)...)
+			x.fail(name, from+" has no connections (+smtp_connection), and confirm is off", "Nothing shows who holds slots.", x.setting(name, x.logging()...)...)
 			return
 		}
-		x.warn(name, from+" has no connections (+smtp_connection)", means, x.selectorSetting(add)...)
+		x.warn(name, from+" has no connections (+smtp_connection)", means, x.setting(name, x.logging()...)...)
 	case !ports:
-		x.warn(name, from+" has no ports (+incoming_port)", "Which connection has ended is then a guess, and abuse reports lack what desks ask for.", x.selectorSetting(add)...)
+		x.warn(name, from+" has no ports (+incoming_port)", "Which connection has ended is then a guess, and abuse reports lack what desks ask for.", x.setting(name, x.logging()...)...)
 	case known && ok && l.Stats.Lines > 1000 && l.Stats.Opened == 0:
 		x.warn(name, "log_selector has connections, but the log's last lines have none", "Exim was started before the configuration was changed, or with another one.", "Restart Exim: `systemctl restart exim4` (cPanel: `/scripts/restartsrv_exim`).")
 	default:
@@ -106,15 +120,21 @@ func (x *exam) zone() {
 	}
 	off := l.Written.Sub(l.LastLine)
 	quarter := off.Round(15 * time.Minute)
+	// As zones differ, within the two minutes that a line may be old.
+	zones := quarter != 0 && quarter.Abs() <= 14*time.Hour && (off-quarter).Abs() < 2*time.Minute
+	ahead := l.LastLine.Sub(x.Now) > 2*time.Minute // which no time of a file explains
 	switch {
-	case quarter != 0 && quarter.Abs() <= 14*time.Hour && (off-quarter).Abs() < 2*time.Minute:
+	case zones && (l.Grew || ahead):
 		x.fail(name, fmt.Sprintf("the log's times are %s off: its last line says %s, and was written at %s", hours(off.Abs()), l.LastLine.Format("15:04:05 MST"), l.Written.UTC().Format("15:04:05 MST")),
 			"Lines look old or come from the future: verdicts and reports have wrong times.",
-			"State the zone of the log in "+x.policyFileName()+", as in:", "zone: Europe/Berlin", "or let Exim write the offset:", "log_timezone = true")
-	case l.LastLine.Sub(x.Now) > 2*time.Minute:
+			append([]string{"Let Exim write the offset, or state the zone of the log in " + x.policyFileName() + ", as in `zone: Europe/Berlin`:"}, x.setting(name, "log_timezone = true")...)...)
+	case ahead:
 		x.fail(name, "the log's last line comes from the future: "+l.LastLine.Format(time.RFC3339), "The clock was set back, or the zone is another.", "`timedatectl` and `exim -bP timezone` should agree.")
+	case zones:
+		// The time of a file is changed by touch, by a copy, by a backup too.
+		x.skip(name, fmt.Sprintf("the log's last line is of %s, its file of %s: either its times are %s off, or the file was touched; a new line would tell", l.LastLine.Format("15:04:05 MST"), l.Written.UTC().Format("15:04:05 MST"), hours(off.Abs())))
 	case !l.Offset && changes(l.LastLine, x.location()):
-		x.warn(name, "the log's times have no offset, in a zone with summer time", "Once a year an hour comes twice; reports to others must guess.", x.setting("log_timezone = true")...)
+		x.warn(name, "the log's times have no offset, in a zone with summer time", "Once a year an hour comes twice; reports to others must guess.", x.setting(name, "log_timezone = true")...)
 	case l.Offset:
 		x.ok(name, "the log's times have their offset")
 	default:
@@ -165,8 +185,8 @@ func (x *exam) eximListens() {
 func (x *exam) slots() {
 	const name = "slots"
 	if !x.asked(name) {
-		if x.Policy.Capacity == 0 && x.Daemon == nil {
-			x.warn("capacity", "the number of slots is not known; 100 are assumed", "Pressure is wrong if there are more or fewer.", "State it in "+x.policyFileName()+":", "capacity: 100")
+		if x.Policy.Capacity == 0 && (x.Daemon == nil || x.Daemon.CapacityFrom == detector.CapacityAssumed) {
+			x.warn("capacity", "the number of slots (smtp_accept_max) is not known; 100 are assumed", "Pressure is wrong if there are more or fewer.", "State it in "+x.policyFileName()+", then `systemctl restart smtpguard`:", "capacity: 100")
 		}
 		return
 	}
@@ -175,14 +195,16 @@ func (x *exam) slots() {
 	case !x.Exim.AcceptMaxSet:
 		x.skip(name, "Exim does not tell smtp_accept_max")
 	case n == 0:
-		x.fail(name, "smtp_accept_max is 0: there is no limit", "A flood takes all memory instead of all slots, and Exim counts nothing.", x.setting("smtp_accept_max = 100")...)
+		x.fail(name, "smtp_accept_max is 0: there is no limit", "A flood takes all memory instead of all slots, and Exim counts nothing.", x.setting(name, "smtp_accept_max = 100")...)
 	case x.Policy.Capacity > 0 && x.Policy.Capacity != n:
 		x.warn(name, fmt.Sprintf("smtp_accept_max is %d, and the policy says capacity: %d", n, x.Policy.Capacity), "When the server is full is judged by the policy.",
 			"In "+x.policyFileName()+", unless Exim is started with another number:", "capacity: auto")
+	case x.Daemon != nil && x.Daemon.CapacityFrom == detector.CapacityAssumed:
+		x.warn(name, fmt.Sprintf("smtp_accept_max is %d, and the daemon does not know it and assumes %d", n, x.Daemon.Capacity), "When the server is full is a guess until then.", "systemctl restart smtpguard")
 	case x.Daemon != nil && x.Daemon.Capacity != n:
 		x.warn(name, fmt.Sprintf("smtp_accept_max is %d, and the daemon counts on %d (from %s)", n, x.Daemon.Capacity, x.Daemon.CapacityFrom), "It was changed since the daemon was started.", "systemctl restart smtpguard")
 	case n <= 20:
-		x.warn(name, fmt.Sprintf("smtp_accept_max is %d", n), "So few are full with proper mail alone.", x.setting("smtp_accept_max = 100")...)
+		x.warn(name, fmt.Sprintf("smtp_accept_max is %d", n), "So few are full with proper mail alone.", x.setting(name, "smtp_accept_max = 100")...)
 	default:
 		x.ok(name, fmt.Sprintf("%d slots (smtp_accept_max)", n))
 	}
@@ -198,14 +220,14 @@ func (x *exam) timeouts() {
 	case d == 0:
 		x.skip(name, "smtp_receive_timeout is not a plain number")
 	case d > 5*time.Minute:
-		x.warn(name, fmt.Sprintf("a silent client keeps its slot for %s (smtp_receive_timeout)", hours(d)), "Five minutes are Exim's own default and RFC 5321's least for a command.", x.setting("smtp_receive_timeout = 5m")...)
+		x.warn(name, fmt.Sprintf("a silent client keeps its slot for %s (smtp_receive_timeout)", hours(d)), "Five minutes are Exim's own default and RFC 5321's least for a command.", x.setting(name, "smtp_receive_timeout = 5m")...)
 	default:
 		x.ok(name, fmt.Sprintf("a silent client that nobody ends keeps its slot for %s (smtp_receive_timeout)", hours(d)))
 	}
 }
 
 // reserve: does the panel's own check, and local mail, get a slot when all are
-// taken?
+// taken, or the load is too high?
 func (x *exam) reserve() {
 	const name = "reserve"
 	if x.Settings == nil || !x.writes() {
@@ -213,18 +235,45 @@ func (x *exam) reserve() {
 	}
 	n, _ := strconv.Atoi(x.Settings["smtp_accept_reserve"])
 	hosts := x.Settings["smtp_reserve_hosts"]
-	// The separator: colons in IPv6 addresses would part them.
-	mend := x.setting("smtp_accept_reserve = 5", "smtp_reserve_hosts = <; 127.0.0.1 ; ::1")
+	list := bounded(hosts, 200)
+	// An added list has the separator: colons in IPv6 addresses would part them.
+	mend := func() []string {
+		options := []string{"smtp_reserve_hosts = <; 127.0.0.1 ; ::1"}
+		if hosts != "" { // what is in it is not ours to drop
+			options = nil
+		}
+		if n == 0 {
+			options = append(options, "smtp_accept_reserve = 5")
+		}
+		lines := x.setting(name, options...)
+		if hosts != "" && !x.ReserveLocal {
+			lines = append(lines, fmt.Sprintf("Add 127.0.0.1 to smtp_reserve_hosts, before any item that begins with \"!\"%s; it is: %s", x.setAt("smtp_reserve_hosts"), list))
+		}
+		return lines
+	}
+	const panel = "When all slots are taken cPanel's check is refused as well, and it restarts a healthy Exim every five minutes."
 	switch {
-	case n > 0 && strings.Contains(hosts, "127.0.0.1"):
-		x.ok(name, fmt.Sprintf("%d slots are kept for %s", n, hosts))
 	case n > 0 && hosts == "":
-		x.warn(name, fmt.Sprintf("smtp_accept_reserve is %d, but smtp_reserve_hosts is empty", n), "These slots are for nobody.", mend...)
+		x.warn(name, fmt.Sprintf("smtp_accept_reserve is %d, but smtp_reserve_hosts is empty", n), "These slots are for nobody.", mend()...)
+	case n > 0 && x.ReserveErr != nil:
+		x.skip(name, fmt.Sprintf("%d slots are kept for %s; whether this machine itself (127.0.0.1) is among them cannot be told: %s", n, list, oneLine(x.ReserveErr)))
+	case n > 0 && x.ReserveLocal:
+		x.ok(name, fmt.Sprintf("%d slots are kept for %s, this machine itself among them", n, list))
+	case n > 0:
+		x.warn(name, fmt.Sprintf("%d slots are kept for %s, and this machine itself (127.0.0.1) is not among them", n, list), panel, mend()...)
 	case x.System == CPanel:
-		x.warn(name, "no slot is kept for the panel's health check", "When all slots are taken cPanel's check is refused as well, and it restarts a healthy Exim every five minutes.", mend...)
+		x.warn(name, "no slot is kept for the panel's health check", panel, mend()...)
 	default:
 		x.ok(name, "no slots are kept in reserve (smtp_accept_reserve)")
 	}
+}
+
+// setAt is where an option is set, as part of a sentence; "": not known.
+func (x *exam) setAt(option string) string {
+	if p := x.Set[option]; len(p) > 0 {
+		return " (" + p[0].String() + ")"
+	}
+	return ""
 }
 
 func (x *exam) loadReserve() {
@@ -238,7 +287,10 @@ func (x *exam) loadReserve() {
 		x.ok(name, "connections are not refused for the load average (smtp_load_reserve)")
 	case x.Settings["smtp_reserve_hosts"] == "":
 		x.warn(name, "above a load average of "+limit+" everybody is refused (smtp_load_reserve), the panel's health check too",
-			"It looks like a flood in the mailbox.", x.setting("smtp_reserve_hosts = <; 127.0.0.1 ; ::1")...)
+			"It looks like a flood in the mailbox.", x.setting(name, "smtp_reserve_hosts = <; 127.0.0.1 ; ::1")...)
+	case x.ReserveErr == nil && !x.ReserveLocal:
+		x.warn(name, "above a load average of "+limit+" only smtp_reserve_hosts are let in, and this machine itself (127.0.0.1) is not among them",
+			"The panel's health check is refused then, and it restarts a healthy Exim.", "Add 127.0.0.1 to smtp_reserve_hosts, as said under reserve.")
 	default:
 		x.ok(name, "above a load average of "+limit+" only smtp_reserve_hosts are let in")
 	}

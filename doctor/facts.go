@@ -14,11 +14,9 @@ import (
 type Facts struct {
 	Now time.Time
 	// Root: we are root, and may look at everything.
-	Root   bool
-	System System
-	// MacroIn is the file of Debian's in which somebody has set
-	// MAIN_LOG_SELECTOR; "": nobody has.
-	MacroIn string
+	Root     bool
+	System   System
+	Hostname string // of this machine; "": not known
 
 	Policy     *policy.Policy // never nil: the default if PolicyErr
 	PolicyPath string         // "" if the shipped one is used
@@ -28,6 +26,14 @@ type Facts struct {
 	EximErr error
 	// Settings are further options of Exim, see eximSettings; nil: not asked.
 	Settings map[string]string
+	// Set is where Exim's configuration sets what, by names of options and
+	// macros; SetErr why not all of it could be read.
+	Set    map[string][]Setting
+	SetErr error
+	// ReserveLocal: smtp_reserve_hosts has 127.0.0.1 in it. ReserveErr: why
+	// that cannot be told.
+	ReserveLocal bool
+	ReserveErr   error
 
 	LogErr error // of finding them
 	Logs   []Log
@@ -83,6 +89,7 @@ type Log struct {
 	Stats    exim.Stats
 	LastLine time.Time // by its own words; zero: none
 	Offset   bool      // its times have their offset
+	Grew     bool      // while it was looked at: the last line was written just then
 	Regulars []Regular
 }
 

@@ -3,6 +3,7 @@ package doctor
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -68,6 +69,55 @@ func lookLog(path string, loc *time.Location) Log {
 	p.SetReference(l.Written)
 	l.Err = l.sample(r, p)
 	return l
+}
+
+// growthWait is how long a log is watched whose times seem to be off.
+const growthWait = 3 * time.Second
+
+// lookGrowth looks whether logs have grown since they were looked at: only of a
+// line that was written just now is it known when it was written.
+func (f *Facts) lookGrowth(ctx context.Context) {
+	loc := (&exam{Facts: f}).location()
+	for i := range f.Logs {
+		l := &f.Logs[i]
+		if l.Err != nil || l.LastLine.IsZero() {
+			continue
+		}
+		until := time.Now()
+		if l.Written.Sub(l.LastLine).Abs() > 2*time.Minute {
+			until = until.Add(growthWait)
+		}
+		for !l.grown(loc) && time.Now().Before(until) && ctx.Err() == nil {
+			time.Sleep(100 * time.Millisecond)
+		}
+	}
+}
+
+// grown takes the lines that were written since, and reports whether there is
+// one with a time.
+func (l *Log) grown(loc *time.Location) bool {
+	fi, err := os.Stat(l.Path)
+	if err != nil || fi.Size() <= l.Size {
+		return false
+	}
+	file, err := os.Open(l.Path)
+	if err != nil {
+		return false
+	}
+	defer file.Close()
+	p := exim.New(loc)
+	p.SetReference(fi.ModTime())
+	var ev detector.Event
+	r := bufio.NewReaderSize(io.NewSectionReader(file, l.Size, min(fi.Size()-l.Size, sampleSize)), maxLine)
+	for {
+		line, err := r.ReadSlice('\n')
+		if err != nil { // half a line, or one that is none of Exim's
+			return l.Grew
+		}
+		if p.Parse(bytes.TrimSuffix(line, []byte("\n")), &ev) && !ev.Time.IsZero() {
+			l.LastLine, l.Offset, l.Written, l.Grew = ev.Time, hasOffset(line), fi.ModTime(), true
+		}
+	}
 }
 
 func owner(uid, gid uint32) string {

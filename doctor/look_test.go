@@ -54,8 +54,9 @@ func TestSystem(t *testing.T) {
 		if got := system(root); got != want {
 			t.Errorf("%v: %q, want %q", files, got, want)
 		}
-		if macro := macroIn(root, want); (macro != "") != (want == Debian) {
-			t.Errorf("%q: the macro is in %q", want, macro)
+		set, err := setIn(root, configFiles(root, want, ""))
+		if macro := set["MAIN_LOG_SELECTOR"]; err != nil || (len(macro) == 1 && macro[0].Line == 2) != (want == Debian) {
+			t.Errorf("%q: the macro is in %v, %v", want, macro, err)
 		}
 	}
 }
@@ -194,7 +195,8 @@ func TestLookStore(t *testing.T) {
 }
 
 // TestDebianMends runs what doctor tells administrators of Debian to paste, on
-// a real Debian in a mount namespace of its own, and asks Exim.
+// a real Debian in a mount namespace of its own, with its files as they come
+// and with every option set before, and asks Exim.
 func TestDebianMends(t *testing.T) {
 	if _, err := os.Stat("/usr/sbin/update-exim4.conf"); err != nil || os.Geteuid() != 0 {
 		cannot(t, "needs root and Debian's Exim: %v", err)
@@ -202,25 +204,107 @@ func TestDebianMends(t *testing.T) {
 	if out, err := exec.Command("unshare", "-m", "true").CombinedOutput(); err != nil {
 		cannot(t, "no mount namespace can be made here: %v: %s", err, out)
 	}
-	for system, split := range map[System]string{Debian: "false", DebianSplit: "true"} {
-		x := &exam{Facts: &Facts{System: system, Exim: exim.Config{LogSelector: "+tls_peerdn"}}}
-		script := `set -e
-mount -t tmpfs none /mnt
-cp -a /etc/exim4 /mnt/etc; mkdir /mnt/var; mount --bind /mnt/etc /etc/exim4; mount --bind /mnt/var /var/lib/exim4
-rm -f /etc/exim4/exim4.conf.localmacros /etc/exim4/conf.d/main/*localmacros
-sed -i "s/^dc_use_split_config=.*/dc_use_split_config='` + split + `'/" /etc/exim4/update-exim4.conf.conf
+	const set = "smtp_accept_max = 20\nno_log_timezone\nsmtp_accept_reserve=2\n smtp_reserve_hosts = 10.0.0.1 : \\\n  # a comment\n  10.0.0.2 : \\\n 10.0.0.3\n"
+	const include = ".include_if_exists /etc/exim4/extra\n"
+	cases := []struct {
+		name  string
+		split bool
+		files map[string]string // below /etc/exim4; "+" before a text: in front of what is there
+	}{
+		{"as it comes", false, nil},
+		{"as it comes, split", true, nil},
+		{"set before", false, map[string]string{"exim4.conf.template": "+" + set, "exim4.conf.localmacros": "MY_OWN = 1\nMAIN_LOG_SELECTOR = +tls_peerdn\n"}},
+		{"set before, split", true, map[string]string{"conf.d/main/02_mine": set, "conf.d/main/000_localmacros": "MAIN_LOG_SELECTOR = +pid\nMAIN_LOG_SELECTOR == MAIN_LOG_SELECTOR \\\n  +tls_peerdn\n"}},
+		{"set in an included file", true, map[string]string{"conf.d/main/02_mine": include, "extra": set}},
+		{"no macro", true, map[string]string{"conf.d/main/90_exim4-config_log_selector": "log_selector = \\\n +tls_peerdn\n"}},
+		{"mended before, and changed since", true, map[string]string{"conf.d/main/95_smtpguard": set}},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			root := t.TempDir()
+			etc := filepath.Join(root, "etc", "exim4")
+			system := Debian
+			if c.split {
+				system = DebianSplit
+			}
+			if out, err := exec.Command("sh", "-c", `set -eu
+mkdir -p "$1/etc" "$1/var"
+cp -a /etc/exim4 "$1/etc/"
+rm -f "$1"/etc/exim4/exim4.conf.localmacros "$1"/etc/exim4/conf.d/main/*localmacros
+sed -i "s/^dc_use_split_config=.*/dc_use_split_config='$2'/" "$1/etc/exim4/update-exim4.conf.conf"`, "sh", root, fmt.Sprint(c.split)).CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			for name, text := range c.files {
+				path := filepath.Join(etc, name)
+				if rest, ok := strings.CutPrefix(text, "+"); ok {
+					old, err := os.ReadFile(path)
+					if err != nil {
+						t.Fatal(err)
+					}
+					text = rest + string(old)
+				}
+				write(t, path, text)
+				_ = os.Chmod(path, 0o644)
+			}
+			x := &exam{Facts: &Facts{System: system, Exim: exim.Config{LogSelector: "+tls_peerdn"}}}
+			if x.Set, x.SetErr = setIn(root, configFiles(root, system, "")); x.SetErr != nil {
+				t.Fatal(x.SetErr)
+			}
+			script := `set -eu
+mount --bind "$1/etc/exim4" /etc/exim4; mount --bind "$1/var" /var/lib/exim4
 systemctl() { :; } # nothing is restarted here
+update-exim4.conf; exim4 -bV >/dev/null # it is whole before
 `
-		for _, m := range append(x.selectorSetting("+smtp_connection +incoming_port"),
-			x.setting("smtp_accept_max = 77", "log_timezone = true", "smtp_accept_reserve = 5", "smtp_reserve_hosts = <; 127.0.0.1 ; ::1")...) {
-			script += m + "\n"
+			for _, m := range append(x.setting("a", x.logging()...),
+				x.setting("b", "smtp_accept_max = 77", "smtp_accept_reserve = 5", "smtp_reserve_hosts = <; 127.0.0.1 ; ::1")...) {
+				if strings.HasSuffix(m, ":") || strings.HasSuffix(m, ".") { // for a person to read
+					continue
+				}
+				script += m + "\n"
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			out, err := exec.CommandContext(ctx, "unshare", "-m", "bash", "-c", script+"exim4 -bP log_selector smtp_accept_max log_timezone smtp_accept_reserve smtp_reserve_hosts", "bash", root).CombinedOutput()
+			const want = "log_selector = +tls_peerdn +smtp_connection +incoming_port +incoming_interface\nsmtp_accept_max = 77\nlog_timezone\nsmtp_accept_reserve = 5\nsmtp_reserve_hosts = <; 127.0.0.1 ; ::1\n"
+			if err != nil || string(out) != want {
+				t.Errorf("%v\n%s\nof:\n%s", err, out, script)
+			}
+		})
+	}
+}
+
+func FuzzConfigText(f *testing.F) {
+	f.Add("smtp_accept_max = 20\nX == \\\n# c\n y\n.ifdef X\nno_log_timezone\n.else\nhide a = b\n.endif\nbegin acl\nb = c\n")
+	f.Add(".include /dev/null\n.include X\n.endif\n.else\n.ifdef\n\\\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		r := configReader{root: "/nonexistent", set: make(map[string][]Setting)}
+		r.text("/etc/exim.conf", text)
+		for name, list := range r.set {
+			for _, s := range list {
+				if name == "" || s.Line < 1 || s.End < s.Line || s.End > strings.Count(text, "\n")+1 {
+					t.Errorf("%q: %+v", name, s)
+				}
+				change(s, name, "x")
+			}
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		out, err := exec.CommandContext(ctx, "unshare", "-m", "bash", "-c", script+"exim4 -bP log_selector smtp_accept_max log_timezone smtp_accept_reserve smtp_reserve_hosts").CombinedOutput()
-		cancel()
-		const want = "log_selector = +tls_peerdn +smtp_connection +incoming_port\nsmtp_accept_max = 77\nlog_timezone\nsmtp_accept_reserve = 5\nsmtp_reserve_hosts = <; 127.0.0.1 ; ::1\n"
-		if err != nil || string(out) != want {
-			t.Errorf("%s: %v\n%s", system, err, out)
-		}
+	})
+}
+
+// TestGrowth: a log that was only touched does not grow; one that does gives
+// its new line.
+func TestGrowth(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "mainlog")
+	old := "2026-11-22 10:00:00 SMTP connection from [192.0.2.1]:2000 (TCP/IP connection count = 1)\n"
+	write(t, path, old)
+	l := lookLog(path, time.UTC)
+	if err := os.Chtimes(path, time.Time{}, time.Date(2026, 11, 22, 11, 0, 1, 0, time.UTC)); err != nil {
+		t.Fatal(err)
+	}
+	if l.grown(time.UTC) || l.Grew {
+		t.Error("it grew by a touch")
+	}
+	write(t, path, old+strings.Replace(old, "10:00:00", "10:00:05", 1))
+	if !l.grown(time.UTC) || l.LastLine.Format(time.TimeOnly) != "10:00:05" {
+		t.Errorf("%+v", l)
 	}
 }

@@ -43,8 +43,12 @@ func (x *exam) mode() {
 		mode = x.Daemon.Mode
 	}
 	if mode != string(policy.Enforce) {
+		log := "LOG"
+		if l, ok := x.log(); ok {
+			log = l.Path
+		}
 		x.warn(name, "mode is observe: everything is decided and recorded, nothing is blocked", "A flood is not stopped.",
-			"See what would have been blocked: `smtpguard replay /var/log/exim_mainlog`. If it is right, in "+x.policyFileName()+":", "mode: enforce", "systemctl restart smtpguard")
+			"See what would have been blocked: `smtpguard replay "+log+"`. If it is right, in "+x.policyFileName()+":", "mode: enforce", "systemctl reload smtpguard")
 		return
 	}
 	x.ok(name, "mode is enforce")
@@ -356,6 +360,10 @@ func (x *exam) reports() {
 			x.warn(name, a, "Drafts are made, but cannot be sent.", "In "+x.policyFileName()+", a mailbox that a person reads:", `reports: {from: "Abuse desk <abuse@example.net>"}`)
 			continue
 		}
-		x.ok(name, a)
+		var mend []string
+		if x.EximErr == nil && (strings.Contains(a, "log_selector") || strings.Contains(a, "log_timezone")) {
+			mend = x.setting(name, x.logging()...)
+		}
+		x.note(name, a, mend...)
 	}
 }

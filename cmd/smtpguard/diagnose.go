@@ -59,6 +59,7 @@ func (e *env) diagnose(c *cli.Context) error {
 		return &usageError{"--since: is not before --until"}
 	}
 	loc, names := p.Location(), c.Args().Slice()
+	var machine *diagnose.Machine
 	if len(names) == 0 {
 		mta, mtaErr := exim.ReadConfig(c.Context)
 		logs, err := findLogs(p, mta, mtaErr)
@@ -70,9 +71,10 @@ func (e *env) diagnose(c *cli.Context) error {
 			from = time.Now().Add(-24 * time.Hour)
 		}
 		for _, l := range logs {
-			names = append(names, generations(l, from)...)
+			names = append(names, lately(l, from)...)
 		}
-		if len(names) == 0 {
+		machine = lookMachine(c.Context, p, mta, mtaErr, logs, names)
+		if len(names) == 0 && !machine.Wrong() {
 			return withHint(fmt.Errorf("the log %s is not there", strings.Join(logs, ", ")), "name it: `smtpguard diagnose FILE...`")
 		}
 		for _, m := range generations(monitorLog, from) {
@@ -103,7 +105,8 @@ func (e *env) diagnose(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	d := diagnose.New(diagnose.Options{Detector: replay.Detector, Zone: loc, Since: since, Until: until})
+	d := diagnose.New(diagnose.Options{Detector: replay.Detector, Zone: loc, Since: since, Until: until,
+		Machine: machine, Guarding: guarding(c, p)})
 	for _, f := range files {
 		if err := d.Read(c.Context, f, f.modified); err != nil {
 			return fmt.Errorf("reading %s: %w", f.name, err)
@@ -114,7 +117,7 @@ func (e *env) diagnose(c *cli.Context) error {
 		err = e.json(r)
 	} else {
 		out := bufio.NewWriter(e.stdout)
-		showDiagnosis(out, r)
+		showDiagnosis(out, r, fitting(e.stdout, 96))
 		err = out.Flush()
 	}
 	if err == nil && len(r.Findings) == 0 {
@@ -138,10 +141,9 @@ func moment(c *cli.Context, flag string) (time.Time, error) {
 	return time.Time{}, &usageError{fmt.Sprintf("--%s: %q is neither a time such as \"2026-11-22 19:45\" nor a duration such as 6h", flag, s)}
 }
 
-func showDiagnosis(out io.Writer, r diagnose.Report) {
-	const width = 96
+func showDiagnosis(out io.Writer, r diagnose.Report, width int) {
 	for i, f := range r.Findings {
-		fmt.Fprintf(out, "%d. %s.\n", i+1, f.Title)
+		hang(out, fmt.Sprintf("%d. ", i+1), f.Title+".", max(width, 80))
 		when := "time not known"
 		if !f.First.IsZero() {
 			when = clock(f.First)
@@ -151,7 +153,7 @@ func showDiagnosis(out io.Writer, r diagnose.Report) {
 		}
 		fmt.Fprintf(out, "   %s, %s\n", f.Confidence, when)
 		if f.Explains > 0 {
-			fmt.Fprintf(out, "   This is what the panel's mails were about: it explains %s.\n", count(f.Explains, "failed check", "failed checks"))
+			hang(out, "   ", fmt.Sprintf("This is what the panel's mails were about: it explains %s.", count(f.Explains, "failed check", "failed checks")), width)
 		}
 		for _, w := range f.Why {
 			hang(out, "   - ", w+".", width)
@@ -181,8 +183,10 @@ func showDiagnosis(out io.Writer, r diagnose.Report) {
 		fmt.Fprintf(out, "read %s of Exim, %s to %s: %s, %s accepted, at most %d of %d slots taken (%s)\n",
 			count(int(r.Lines), "line", "lines"), clock(r.First), clock(r.Last), count(int(r.Opened), "connection", "connections"),
 			count(int(r.Accepted), "message", "messages"), r.PeakCount, r.Capacity, r.From)
+	} else if !r.Latest.IsZero() {
+		fmt.Fprintf(out, "read %s of Exim, and none is of the time in question: the last one is of %s\n", count(int(r.Lines), "line", "lines"), clock(r.Latest))
 	} else if r.Lines > 0 {
-		fmt.Fprintf(out, "read %s; none of them with a time in question is one of Exim's log\n", count(int(r.Lines), "line", "lines"))
+		fmt.Fprintf(out, "read %s; none of them is one of Exim's log\n", count(int(r.Lines), "line", "lines"))
 	}
 	if r.Checks > 0 {
 		fmt.Fprintf(out, "the panel checked Exim %d times; %d failed\n", r.Checks, r.Failed)

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/urfave/cli/v2"
+	"golang.org/x/term"
 
 	"github.com/smtpguard/smtpguard/abuse"
 	"github.com/smtpguard/smtpguard/detector/exim"
@@ -69,7 +70,7 @@ func (e *env) doctor(c *cli.Context) error {
 		}
 	} else {
 		out := bufio.NewWriter(e.stdout)
-		showDoctor(out, r)
+		showDoctor(out, r, fitting(e.stdout, 110))
 		if err := out.Flush(); err != nil {
 			return err
 		}
@@ -80,20 +81,33 @@ func (e *env) doctor(c *cli.Context) error {
 	return nil
 }
 
-func showDoctor(out io.Writer, r doctor.Report) {
+// fitting is how wide text is shown: at most so wide, and not wider than a
+// terminal is.
+func fitting(w io.Writer, most int) int {
+	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		return min(columns(w), most)
+	}
+	return most
+}
+
+func showDoctor(out io.Writer, r doctor.Report, width int) {
 	for _, c := range r.Checks {
 		status := string(c.Status)
 		if c.Status == doctor.Fail {
 			status = "FAIL"
 		}
-		hang(out, fmt.Sprintf("%-4s  %-15s  ", status, c.Name), c.Says, 110)
+		hang(out, fmt.Sprintf("%-4s  %-15s  ", status, c.Name), c.Says, width)
 		if c.Means != "" {
-			hang(out, "        ", c.Means, 110)
+			hang(out, "        ", c.Means, width)
 		}
 		for i, m := range c.Mend {
 			mark := "              "
 			if i == 0 {
 				mark = "        mend: "
+			}
+			if strings.HasSuffix(m, ":") || strings.HasSuffix(m, ".") { // for a person to read
+				hang(out, mark, m, width)
+				continue
 			}
 			// As it is: what is to be pasted must not be broken.
 			for line := range strings.Lines(m) {
@@ -103,6 +117,9 @@ func showDoctor(out io.Writer, r doctor.Report) {
 		}
 	}
 	fmt.Fprintf(out, "\n%d ok, %s, %d failed", r.OK, count(r.Warn, "warning", "warnings"), r.Fail)
+	if r.Notes > 0 {
+		fmt.Fprintf(out, ", %s", count(r.Notes, "note", "notes"))
+	}
 	if r.Skipped > 0 {
 		fmt.Fprintf(out, ", %d could not be looked at", r.Skipped)
 	}

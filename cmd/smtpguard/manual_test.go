@@ -70,6 +70,10 @@ n=0; until smtpguard blocks list | grep -q "^$1"; do n=$((n+1)); [ $n -lt 200 ] 
 EOF
 chmod 755 "$world/bin/"*
 PATH="$world/bin:$PATH"
+# An Exim that listens: diagnose looks whether there is one.
+cp "$(command -v perl)" "$world/bin/eximd"
+eximd -MIO::Socket::INET -e 'my $s = IO::Socket::INET->new(Listen => 5, LocalPort => 25) or die $!;
+	exit if fork; close $s->accept while 1' </dev/null >/dev/null 2>&1
 mkdir -p /etc/smtpguard
 cp "$docs/policy.yaml" /etc/smtpguard/policy.yaml
 sed -i 's/max_age: 30d/max_age: 3650d/' /etc/smtpguard/policy.yaml # the log grows old

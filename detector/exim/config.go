@@ -63,6 +63,9 @@ var options = []string{
 var (
 	// ErrNoExim means that no Exim program was found on this machine.
 	ErrNoExim = errors.New("no exim4 or exim in PATH or /usr/sbin")
+	// ErrSlow means that Exim did not answer in time. It looks up this
+	// machine's own name when it starts, unless primary_hostname is set.
+	ErrSlow = errors.New("no answer from Exim")
 	// ErrNotConfig means that a text has none of the options in it.
 	ErrNotConfig = errors.New("not the output of exim -bP")
 )
@@ -181,12 +184,18 @@ func ask(ctx context.Context, path string) (Config, error) {
 
 // printed is what the Exim at path prints of these options.
 func printed(ctx context.Context, path string, options []string) ([]byte, error) {
+	return said(ctx, path, append([]string{"-bP"}, options...)...)
+}
+
+// said is what the Exim at path prints for these arguments, in 10 s at most
+// where ctx has no end of its own. That an option is not known is no error.
+func said(ctx context.Context, path string, args ...string) ([]byte, error) {
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, configTimeout)
 		defer cancel()
 	}
-	cmd := exec.CommandContext(ctx, path, append([]string{"-bP"}, options...)...)
+	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Dir = "/"
 	cmd.Env = []string{"LC_ALL=C", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 	cmd.WaitDelay = time.Second // a child of Exim's that keeps the pipe open
@@ -194,17 +203,20 @@ func printed(ctx context.Context, path string, options []string) ([]byte, error)
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	runErr := cmd.Run()
 	if stdout.over {
-		return nil, fmt.Errorf("%s -bP printed more than %d bytes", path, configMax)
+		return nil, fmt.Errorf("%s %s printed more than %d bytes", path, args[0], configMax)
 	}
 	if err := ctx.Err(); runErr != nil && err != nil {
-		return nil, fmt.Errorf("%s -bP did not end: %w", path, err)
+		if errors.Is(err, context.DeadlineExceeded) {
+			return nil, fmt.Errorf("%w in time: %s %s was ended", ErrSlow, path, args[0])
+		}
+		return nil, fmt.Errorf("%s %s did not end: %w", path, args[0], err)
 	}
 	old := strings.Contains(stdout.buf.String()+stderr.buf.String(), "is not a known option")
 	if runErr != nil && !old {
 		if said := oneLine(stderr.buf.Bytes()); said != "" {
-			return nil, fmt.Errorf("%s -bP: %w: %s", path, runErr, said)
+			return nil, fmt.Errorf("%s %s: %w: %s", path, args[0], runErr, said)
 		}
-		return nil, fmt.Errorf("%s -bP: %w", path, runErr)
+		return nil, fmt.Errorf("%s %s: %w", path, args[0], runErr)
 	}
 	return stdout.buf.Bytes(), nil
 }

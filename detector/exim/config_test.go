@@ -173,7 +173,7 @@ func TestAsk(t *testing.T) {
 	}
 	short, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
 	defer cancel()
-	if _, err = ask(short, fake(t, `exec sleep 60`)); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err = ask(short, fake(t, `exec sleep 60`)); !errors.Is(err, ErrSlow) {
 		t.Errorf("a program that hangs: %v", err)
 	}
 }

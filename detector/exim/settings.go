@@ -17,13 +17,16 @@ func Settings(ctx context.Context, path string, options ...string) (map[string]s
 }
 
 // parseSettings reads "name = value" a line, "name =" for one that is not set,
-// "name" or "no_name" for a boolean, which become "true" and "false".
+// "name" or "no_name" for a boolean, which become "true" and "false", and the
+// bare path that is configure_file.
 func parseSettings(out []byte) map[string]string {
 	m := make(map[string]string)
 	for line := range strings.SplitSeq(string(out), "\n") {
 		name, value, ok := strings.Cut(strings.TrimSuffix(line, "\r"), "=")
 		name, value = strings.TrimSpace(name), strings.TrimSpace(value)
 		switch off, no := strings.CutPrefix(name, "no_"); {
+		case strings.HasPrefix(line, "/"): // configure_file is told without its name
+			m["configure_file"] = clip(strings.TrimSpace(line))
 		case name == "" || strings.ContainsAny(name, " /\""):
 		case ok:
 			m[name] = clip(value)
