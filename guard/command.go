@@ -117,7 +117,7 @@ func (g *Guard) blockByHand(ctx context.Context, reqs []BlockRequest, dry bool) 
 			partOf(b, r.Prefix, i)
 			if old, ok := g.blocks.get(p); ok && old.ID != 0 && now.Before(old.Until) {
 				end := *old
-				end.Lifted, end.LiftedBy = now, r.By+": replaced by a new block"
+				end.Lifted, end.LiftedBy, end.Replaced = now, r.By+": replaced by a new block", true
 				replaced = append(replaced, end)
 			}
 			made, fresh[p] = append(made, b), true
