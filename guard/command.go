@@ -35,6 +35,8 @@ type BlockOutcome struct {
 	Refused string       `json:"refused,omitempty"`
 	Hint    string       `json:"hint,omitempty"`
 	Error   string       `json:"error,omitempty"`
+	// Note is what the operator may not know and would want to, may be empty.
+	Note string `json:"note,omitempty"`
 }
 
 // blockChunk is how many requests are taken at a time, so that verdicts get
@@ -121,7 +123,11 @@ func (g *Guard) blockByHand(ctx context.Context, reqs []BlockRequest, dry bool) 
 				replaced = append(replaced, end)
 			}
 			made, fresh[p] = append(made, b), true
-			out = append(out, BlockOutcome{Prefix: p, Block: b})
+			o := BlockOutcome{Prefix: p, Block: b, Note: g.hitsGood(p)}
+			if b.Observed && g.policy.Mode == policy.Enforce {
+				o.Hint = "the trial of mode: enforce is over; `smtpguard commit` enforces, and puts it in force"
+			}
+			out = append(out, o)
 		}
 	}
 	if dry || len(made) == 0 {
@@ -136,6 +142,20 @@ func (g *Guard) blockByHand(ctx context.Context, reqs []BlockRequest, dry bool) 
 		}
 	}
 	return out, nil
+}
+
+// hitsGood names the known good senders that a block of p hits.
+func (g *Guard) hitsGood(p netip.Prefix) string {
+	x := g.det.Explain(p)
+	if x.KnownGoodCount == 0 {
+		return ""
+	}
+	var more string
+	if n := x.KnownGoodCount - 1; n > 0 {
+		more = fmt.Sprintf(" and %d more", n)
+	}
+	one := x.KnownGood[0]
+	return fmt.Sprintf("that hits %s%s, known good: the last mail from there was accepted at %s", one.Addr, more, one.Last.Format(time.RFC3339))
 }
 
 // Sync makes the packet filter hold what the store says, now, and returns how

@@ -15,7 +15,6 @@ import (
 	"github.com/smtpguard/smtpguard/allow"
 	"github.com/smtpguard/smtpguard/control"
 	"github.com/smtpguard/smtpguard/guard"
-	"github.com/smtpguard/smtpguard/policy"
 	"github.com/smtpguard/smtpguard/store"
 )
 
@@ -120,9 +119,9 @@ func (e *env) allowAdd(c *cli.Context) error {
 	}
 	entry := store.AllowEntry{Prefix: p, Name: string(name), Note: c.String("note"), By: control.Operator(os.Getuid()), Added: time.Now()}
 	if s := c.String("for"); s != "" {
-		d, err := policy.ParseDuration(s)
-		if err != nil || d < time.Second {
-			return &usageError{fmt.Sprintf("--for %s: want a duration such as 30m, 12h or 7d", s)}
+		d, err := duration(s)
+		if err != nil {
+			return err
 		}
 		entry.Until = time.Now().Add(d)
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -43,8 +44,8 @@ func (e *env) block(c *cli.Context) error {
 		return &usageError{"--reason: " + err.Error()}
 	}
 	if s := c.String("for"); s != "" {
-		if base.For, err = policy.ParseDuration(s); err != nil || base.For < time.Second {
-			return &usageError{fmt.Sprintf("--for %s: want a duration such as 30m, 12h or 7d", s)}
+		if base.For, err = duration(s); err != nil {
+			return err
 		}
 	}
 	if s := c.String("until"); s != "" {
@@ -99,7 +100,7 @@ func (e *env) block(c *cli.Context) error {
 // failed makes it an error.
 func (e *env) showOutcomes(c *cli.Context, out []guard.BlockOutcome) error {
 	var first error
-	bad := 0
+	bad, noted, notedHint := 0, 0, ""
 	for _, o := range out {
 		var err error
 		switch {
@@ -113,13 +114,16 @@ func (e *env) showOutcomes(c *cli.Context, out []guard.BlockOutcome) error {
 				first = err
 			}
 		}
+		b := o.Block
 		if c.Bool("json") {
 			if err := e.json(o); err != nil {
 				return err
 			}
+			if b != nil && b.Observed && !c.Bool("dry-run") {
+				noted++
+			}
 			continue
 		}
-		b := o.Block
 		switch {
 		case err != nil && len(out) > 1:
 			fmt.Fprintln(e.stderr, err)
@@ -128,12 +132,21 @@ func (e *env) showOutcomes(c *cli.Context, out []guard.BlockOutcome) error {
 			fmt.Fprintf(e.stdout, "%s would be blocked until %s%s\n", b.Prefix, clock(b.Until), part(*b))
 		case b.Observed:
 			fmt.Fprintf(e.stdout, "%s is noted until %s%s, but nothing is dropped: mode is observe\n", b.Prefix, clock(b.Until), part(*b))
+			if noted++; notedHint == "" {
+				notedHint = cmp.Or(o.Hint, fmt.Sprintf("set mode: enforce in %s, then `systemctl reload smtpguard`: what is noted is in force then", cmp.Or(c.String("policy"), defaultPolicy)))
+			}
 		default:
 			fmt.Fprintf(e.stdout, "%s is blocked until %s%s; %s\n", b.Prefix, clock(b.Until), part(*b), count(b.Ended, "connection was ended", "connections were ended"))
+		}
+		if err == nil && o.Note != "" {
+			fmt.Fprintln(e.stderr, "note:", clean(o.Note))
 		}
 	}
 	if bad > 0 && len(out) > 1 {
 		return withHint(fmt.Errorf("%d of %d were not blocked; the first: %w", bad, len(out), first), hint(first))
+	}
+	if first == nil && noted > 0 {
+		return withHint(fmt.Errorf("%s: nothing is blocked while mode is observe", count(noted, "source is only noted", "sources are only noted")), notedHint)
 	}
 	return first
 }
@@ -199,6 +212,19 @@ func (e *env) readSources(name string, base guard.BlockRequest) ([]guard.BlockRe
 		return nil, fmt.Errorf("reading %s: %w", name, err)
 	}
 	return reqs, nil
+}
+
+// duration reads how long --for says.
+func duration(s string) (time.Duration, error) {
+	d, err := policy.ParseDuration(s)
+	var fault policy.Error
+	switch {
+	case errors.As(err, &fault) && strings.Contains(fault.Hint, "longest"):
+		return 0, &usageError{fmt.Sprintf("--for %s is too long: %s", s, fault.Hint)}
+	case err != nil || d < time.Second:
+		return 0, &usageError{fmt.Sprintf("--for %s: want a duration such as 30m, 12h or 7d", s)}
+	}
+	return d, nil
 }
 
 // Bounds of what a block command reads.
@@ -269,7 +295,11 @@ func (e *env) lifted(c *cli.Context, list []store.Block) error {
 			}
 			continue
 		}
-		fmt.Fprintf(e.stdout, "the block of %s is lifted (made %s ago: %s)\n", b.Prefix, span(time.Since(b.Since)), b.Reason)
+		seen := ""
+		if b.Observed {
+			seen = ", which was only observed"
+		}
+		fmt.Fprintf(e.stdout, "the block of %s is lifted%s (made %s ago: %s)\n", b.Prefix, seen, span(time.Since(b.Since)), clean(b.Reason))
 	}
 	return nil
 }
