@@ -162,9 +162,9 @@ func (e *env) allowAdd(c *cli.Context) error {
 }
 
 // Wider networks than these are nobody's own: a /8 is the widest that is used
-// privately (RFC 1918), an IPv6 /19 the widest that was ever assigned to one
-// holder.
-const widestAllowed4, widestAllowed6 = 8, 19
+// privately (RFC 1918), an IPv6 /16 what a name may stand for,
+// too.
+const widestAllowed4, widestAllowed6 = 8, 16
 
 func tooWideToAllow(p netip.Prefix) bool {
 	if p.Addr().Is4() {

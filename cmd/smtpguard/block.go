@@ -56,30 +56,9 @@ func (e *env) block(c *cli.Context) error {
 			return &usageError{"--until " + err.Error()}
 		}
 	}
-	var reqs []guard.BlockRequest
-	for _, a := range c.Args().Slice() {
-		if a == "-" {
-			return &usageError{"a list on standard input is read with --file -"}
-		}
-		prefixes, err := sources(a)
-		if err != nil {
-			return err
-		}
-		for _, p := range prefixes {
-			r := base
-			r.Prefix = p
-			reqs = append(reqs, r)
-		}
-	}
-	if name := c.String("file"); name != "" {
-		more, err := e.readSources(name, base)
-		if err != nil {
-			return err
-		}
-		reqs = append(reqs, more...)
-	}
-	if len(reqs) == 0 {
-		return &usageError{"block takes addresses, prefixes or ranges, or --file"}
+	reqs, err := e.named(c, base)
+	if err != nil {
+		return err
 	}
 	if me, ok := guard.SSHPeer(os.Getenv("SSH_CONNECTION")); ok {
 		for _, r := range reqs {
@@ -94,6 +73,37 @@ func (e *env) block(c *cli.Context) error {
 	}
 	out, err := g.Block(c.Context, reqs, c.Bool("dry-run"))
 	return errors.Join(e.showOutcomes(c, out), err)
+}
+
+// named reads the sources that a command names, as arguments and in --file:
+// each is base with its prefix.
+func (e *env) named(c *cli.Context, base guard.BlockRequest) ([]guard.BlockRequest, error) {
+	var reqs []guard.BlockRequest
+	for _, a := range c.Args().Slice() {
+		if a == "-" {
+			return nil, &usageError{"a list on standard input is read with --file -"}
+		}
+		prefixes, err := sources(a)
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range prefixes {
+			r := base
+			r.Prefix = p
+			reqs = append(reqs, r)
+		}
+	}
+	if name := c.String("file"); name != "" {
+		more, err := e.readSources(name, base)
+		if err != nil {
+			return nil, err
+		}
+		reqs = append(reqs, more...)
+	}
+	if len(reqs) == 0 {
+		return nil, &usageError{fmt.Sprintf("no source is named: it takes addresses, prefixes or ranges, or --file; usage: %s %s", c.Command.HelpName, c.Command.ArgsUsage)}
+	}
+	return reqs, nil
 }
 
 // showOutcomes prints what became of a block command; what was refused or
@@ -248,42 +258,65 @@ func parseTime(s string) (time.Time, error) {
 
 func (e *env) unblockCommand() *cli.Command {
 	return &cli.Command{
-		Name: "unblock", Usage: "lift a block, and those inside it", ArgsUsage: "ADDRESS|PREFIX",
-		Flags:  []cli.Flag{&cli.BoolFlag{Name: "all", Usage: "lift every block"}},
+		Name: "unblock", Usage: "lift blocks, and those inside them", ArgsUsage: "ADDRESS|PREFIX|FROM-TO...",
+		Description: "A range FROM-TO becomes the prefixes that cover it. A file has one source a line (# begins a comment), or is what `smtpguard blocks export` wrote.",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "all", Usage: "lift every block"},
+			&cli.StringFlag{Name: "file", Usage: "read sources from `FILE`, - for standard input"},
+		},
 		Action: e.unblock,
 	}
 }
 
 func (e *env) unblock(c *cli.Context) error {
-	var p netip.Prefix
-	if c.Bool("all") {
-		if c.Args().Present() {
-			return &usageError{"name a prefix or --all, not both"}
-		}
-	} else {
-		var err error
-		if p, err = oneSource(c); err != nil {
+	var list []netip.Prefix
+	switch {
+	case c.Bool("all") && (c.Args().Present() || c.IsSet("file")):
+		return &usageError{"name sources or --all, not both"}
+	case c.Bool("all"):
+		list = []netip.Prefix{{}}
+	default:
+		reqs, err := e.named(c, guard.BlockRequest{})
+		if err != nil {
 			return err
+		}
+		for _, r := range reqs {
+			list = append(list, r.Prefix)
 		}
 	}
 	g, err := e.guard(c)
 	if err != nil {
 		return err
 	}
-	lifted, err := g.Unblock(c.Context, p, control.Operator(os.Getuid()))
-	if err := e.lifted(c, lifted); err != nil {
-		return err
-	}
-	if err != nil {
-		return err
-	}
-	if len(lifted) == 0 {
-		if p.IsValid() {
-			return &answerNo{p.String() + " is not blocked"}
+	some := false
+	var errs []error
+	for _, p := range list {
+		lifted, err := g.Unblock(c.Context, p, control.Operator(os.Getuid()))
+		some = some || len(lifted) > 0
+		if err := e.lifted(c, lifted); err != nil {
+			return err
 		}
-		return &answerNo{"nothing is blocked"}
+		var covered *guard.CoveredError
+		switch {
+		case errors.As(err, &covered):
+			errs = append(errs, err) // the others may be lifted all the same
+		case err != nil:
+			return errors.Join(append(errs, err)...)
+		case len(lifted) == 0 && len(list) > 1:
+			fmt.Fprintln(e.stderr, p, "is not blocked")
+		}
 	}
-	return nil
+	switch {
+	case len(errs) > 0:
+		return errors.Join(errs...)
+	case some:
+		return nil
+	case c.Bool("all"):
+		return &answerNo{"nothing is blocked"}
+	case len(list) == 1:
+		return &answerNo{list[0].String() + " is not blocked"}
+	}
+	return &answerNo{"none of them is blocked"}
 }
 
 // lifted prints blocks that were lifted.
