@@ -164,6 +164,13 @@ func asking(host string, err error) error {
 		case d.IsNotFound:
 			return fmt.Errorf("asking for %s: it does not exist", show(host))
 		}
+		if verb, _, _ := strings.Cut(d.Err, " "); verb == "read" || verb == "write" || verb == "dial" { // of its socket: nobody is there
+			server := d.Server
+			if a, err := netip.ParseAddrPort(server); err == nil {
+				server = a.Addr().String()
+			}
+			return fmt.Errorf("asking for %s: the resolver %s does not answer (%s)", show(host), server, d.Err[strings.LastIndex(d.Err, ": ")+len(": "):])
+		}
 		return fmt.Errorf("asking for %s: %s", show(host), show(d.Err))
 	}
 	return fmt.Errorf("asking for %s: %w", show(host), err)

@@ -38,6 +38,8 @@ type BlockOutcome struct {
 	Refused string    `json:"refused,omitempty"`
 	Hint    string    `json:"hint,omitempty"`
 	Error   string    `json:"error,omitempty"`
+	// Note is what the operator may not know and would want to, may be empty.
+	Note string `json:"note,omitempty"`
 }
 
 // blockChunk is how many requests are taken at a time, so that verdicts get
@@ -117,14 +119,17 @@ func (g *Guard) blockByHand(ctx context.Context, reqs []BlockRequest, dry bool) 
 			partOf(b, r.Prefix, i)
 			if old, ok := g.blocks.get(p); ok && old.ID != 0 && now.Before(old.Until) {
 				end := *old
-				end.Lifted, end.LiftedBy = now, r.By+": replaced by a new block"
+				end.Lifted, end.LiftedBy, end.Replaced = now, r.By+": replaced by a new block", true
 				replaced = append(replaced, end)
 			}
 			made, fresh[p] = append(made, b), true
 			added += g.blocks.without([]netip.Prefix{p})
-			o := BlockOutcome{Prefix: p, Block: b}
+			o := BlockOutcome{Prefix: p, Block: b, Note: g.hitsGood(p)}
 			if end := g.ends(b); end.Before(b.Until) && !b.Observed {
 				o.Ends = end
+			}
+			if b.Observed && g.policy.Mode == policy.Enforce {
+				o.Hint = "the trial of mode: enforce is over; `smtpguard commit` enforces, and puts it in force"
 			}
 			out = append(out, o)
 		}
@@ -141,6 +146,20 @@ func (g *Guard) blockByHand(ctx context.Context, reqs []BlockRequest, dry bool) 
 		}
 	}
 	return out, nil
+}
+
+// hitsGood names the known good senders that a block of p hits.
+func (g *Guard) hitsGood(p netip.Prefix) string {
+	x := g.det.Explain(p)
+	if x.KnownGoodCount == 0 {
+		return ""
+	}
+	var more string
+	if n := x.KnownGoodCount - 1; n > 0 {
+		more = fmt.Sprintf(" and %d more", n)
+	}
+	one := x.KnownGood[0]
+	return fmt.Sprintf("that hits %s%s, known good: the last mail from there was accepted at %s", one.Addr, more, one.Last.Format(time.RFC3339))
 }
 
 // Sync makes the packet filter hold what the store says, now, and returns how

@@ -180,17 +180,17 @@ func (g *Guard) enact(ctx context.Context, good []decided, now time.Time) {
 	_ = g.apply(ctx, made, nil, since, now)
 }
 
-// offence counts this block and those that came before it, of the whole or of
-// the part that had most.
+// offence is which offence a block from now on is, of the whole or of the part
+// that had most.
 func (g *Guard) offence(whole netip.Prefix, parts []netip.Prefix, now time.Time) (most int, err error) {
 	for i, p := range append([]netip.Prefix{whole}, parts...) {
 		if i > 0 && p == whole {
 			continue
 		}
-		n, e := g.o.Store.Offences(p, now.Add(-g.policy.Block.Forget))
+		n, e := g.o.Store.Offences(p, now.Add(-g.policy.Block.Forget), now)
 		most, err = max(most, n), errors.Join(err, e)
 	}
-	return most + 1, err
+	return max(most, 1), err
 }
 
 // wholeSecond rounds up: packet filters count in seconds, and a block must not

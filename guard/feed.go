@@ -196,7 +196,7 @@ func (g *Guard) holders(n int) (list []Holder) {
 // tells how things stand.
 func (g *Guard) beat(now time.Time) {
 	// While old lines are read the count is that of another time.
-	if g.o.OnEvent != nil && g.caughtUp() {
+	if g.caughtUp() {
 		capacity, _ := g.det.Capacity()
 		e := Event{Time: now, Taken: g.det.Count(), Capacity: capacity}
 		e.On, e.Took = g.full.look(now, g.det.Pressure() >= g.policy.Saturation.SaturatedAt)

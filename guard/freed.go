@@ -44,17 +44,22 @@ func (g *Guard) liftAllowed(ctx context.Context) ([]store.Block, error) {
 		}
 		out = append(out, b)
 		last := g.lastPart(b.Whole())
-		for _, p := range parts {
+		for i, p := range parts {
 			next := b
 			next.ID, next.Prefix, next.LiftedBy, next.Ended, next.Relief = 0, p, "", 0, 0
-			last++
-			next.PartOf, next.Part = b.Whole(), last
+			next.PartOf = b.Whole()
+			// The first takes the place of what it is made of: what is counted
+			// of a block is counted with its part 1.
+			if i > 0 || b.Part == 0 {
+				last++
+				next.Part = last
+			}
 			if old, ok := g.blocks.get(p); ok {
 				if !supersedes(&next, old) {
 					continue
 				}
 				end := *old
-				end.LiftedBy = store.Self + ": replaced by a part of " + b.Whole().String()
+				end.LiftedBy, end.Replaced = store.Self+": replaced by a part of "+b.Whole().String(), true
 				out = append(out, end)
 			}
 			if old, ok := made[p]; !ok {

@@ -59,6 +59,9 @@ func (g *gate) parts(p netip.Prefix) ([]netip.Prefix, *Refusal) {
 		return nil, r
 	}
 	if e, own := g.own.Overlaps(p); own {
+		if p.IsSingleIP() {
+			return nil, r // nothing is narrower
+		}
 		return nil, &Refusal{Prefix: p, Reason: reasonAllowed, Why: fmt.Sprintf("it overlaps %s, which is allowed (%s), and a net that this machine is in is not blocked in part", e.Prefix, e.Why),
 			Hint: "name narrower prefixes"}
 	}

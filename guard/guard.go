@@ -220,9 +220,6 @@ func New(ctx context.Context, o Options) (*Guard, error) {
 		return nil, fmt.Errorf("reading blocks: %w", err)
 	}
 	for _, b := range active {
-		if b.Observed && g.enforce {
-			continue // what was only looked at makes no difference now
-		}
 		// The narrower history is in the store; here the one that lasts
 		// longest speaks for its prefix, and a real block before an observed.
 		if old, ok := g.blocks.get(b.Prefix); ok && !old.Observed && (b.Observed || old.Until.After(b.Until)) {
@@ -360,6 +357,11 @@ func (g *Guard) Run(ctx context.Context) error {
 	g.awaitNames(ctx, &wg)
 	if err := g.restore(ctx); err != nil {
 		return err
+	}
+	if g.enforce {
+		if err := g.takeUp(ctx, time.Now()); err != nil {
+			g.fault("what was asked for by hand while blocks were only observed is not in force", err)
+		}
 	}
 	if g.o.Sockets != nil {
 		g.sample(ctx, time.Now())

@@ -56,8 +56,9 @@ type Status struct {
 	Count        int            `json:"count"`    // slots taken now
 	Pressure     float64        `json:"pressure"` // count ÷ capacity
 	Saturated    bool           `json:"saturated"`
-	Holders      []Holder       `json:"holders"` // those with most slots first, bounded
-	Blocks       int            `json:"blocks"`  // in force
+	Holders      []Holder       `json:"holders"`         // those with most slots first, bounded
+	Holding      int            `json:"holding_sources"` // how many addresses hold slots
+	Blocks       int            `json:"blocks"`          // in force
 	Watched      int            `json:"observed_blocks"`
 	Pending      int            `json:"pending_verdicts"`
 	Logs         []LogStatus    `json:"logs"`
@@ -183,7 +184,7 @@ func (g *Guard) status(ctx context.Context) Status {
 		s.Stopped = &stop
 	}
 	s.Saturated = s.Pressure >= g.policy.Saturation.SaturatedAt
-	s.Holders = g.holders(10)
+	s.Holders, s.Holding = g.holders(10), len(g.held())
 	for _, b := range g.blocks.table.All() {
 		if g.holds(b, now) {
 			s.Blocks++
@@ -204,7 +205,7 @@ func (g *Guard) status(ctx context.Context) Status {
 	if f, ok := g.fw.(firewall.Warner); ok {
 		s.Firewall.Warnings = f.Warnings()
 	}
-	s.Warnings = g.warnings(s)
+	s.Warnings = g.warnings(ctx, s)
 	for i := len(g.recent) - 1; i >= 0 && len(s.Decisions) < 10; i-- {
 		s.Decisions = append(s.Decisions, g.recent[i])
 	}
@@ -265,9 +266,17 @@ func (g *Guard) socketStatus(ctx context.Context) SocketStatus {
 
 // warnings are the sentences that an operator should read before anything
 // else.
-func (g *Guard) warnings(s Status) []string {
+func (g *Guard) warnings(ctx context.Context, s Status) []string {
 	w := g.gateWarnings(s.Time)
-	if g.policy.Mode != policy.Enforce {
+	w = append(w, g.unrelieved(s.Time)...)
+	if g.nobodyListens(ctx) {
+		w = append(w, fmt.Sprintf("nothing listens on the SMTP ports %v: is Exim down? (`systemctl status exim4`, or exim); mail cannot come in", g.policy.Ports))
+	}
+	switch {
+	case g.policy.Mode == policy.Enforce:
+	case s.Blocks > 0:
+		w = append(w, fmt.Sprintf("mode: observe: everything is decided and recorded, nothing new is blocked; but %d of an earlier mode: enforce still drop packets until they end (`smtpguard unblock --all` lifts them)", s.Blocks))
+	default:
 		w = append(w, "mode: observe: everything is decided and recorded, nothing is blocked; set mode: enforce in the policy when the decisions are right")
 	}
 	if s.CapacityFrom == detector.CapacityAssumed || s.CapacityFrom == detector.CapacityFromCount {

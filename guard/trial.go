@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/netip"
 	"time"
 
 	"github.com/smtpguard/smtpguard/firewall"
@@ -192,7 +191,7 @@ var ErrNoTrial = errors.New("mode: enforce is not on trial, and was not: there i
 // takes up enforcing again after it was over. With again it begins the trial
 // anew from now on instead, for so long.
 func (g *Guard) Commit(ctx context.Context, by string, again time.Duration) (t Trial, err error) {
-	doErr := g.do(ctx, func(context.Context) {
+	doErr := g.do(ctx, func(ctx context.Context) {
 		now := time.Now()
 		switch {
 		case again < 0 || again > 24*time.Hour:
@@ -211,7 +210,7 @@ func (g *Guard) Commit(ctx context.Context, by string, again time.Duration) (t T
 		}
 		t = next
 		if !g.enforce {
-			g.enforceNow()
+			g.enforceNow(ctx)
 		}
 		g.newEnds(ctx, now)
 		g.log.Info("mode: enforce has the operator's word", "state", string(t.State), "by", by)
@@ -229,18 +228,11 @@ func (g *Guard) newEnds(ctx context.Context, now time.Time) {
 	}
 }
 
-// enforceNow goes over from observing to enforcing. What was only looked at
-// makes no difference from now on.
-func (g *Guard) enforceNow() {
+// enforceNow goes over from observing to enforcing.
+func (g *Guard) enforceNow(ctx context.Context) {
 	g.enforce = true
-	var seen []netip.Prefix
-	for _, b := range g.blocks.all() {
-		if b.Observed {
-			seen = append(seen, b.Prefix)
-		}
-	}
-	for _, p := range seen {
-		g.blocks.remove(p)
+	if err := g.takeUp(ctx, time.Now()); err != nil {
+		g.fault("what was asked for by hand while blocks were only observed is not in force", err)
 	}
 }
 
@@ -261,7 +253,7 @@ func (g *Guard) setMode(ctx context.Context, now time.Time) error {
 		return err
 	}
 	if g.policy.Mode == policy.Enforce && !g.trial.over(now) {
-		g.enforceNow()
+		g.enforceNow(ctx)
 		g.newEnds(ctx, now)
 	} else {
 		g.enforce = false

@@ -21,15 +21,21 @@ const (
 	viewCounted = 2000
 	trendEvery  = 5 * time.Second
 	trendMost   = 120
-	// groupOf: so many holders of one network are shown as the network.
-	groupOf = 3
+	// groupOf: so many holders of one network can be shown as the network, with
+	// viewMembers of them.
+	groupOf     = 3
+	viewMembers = 8
+	// groupNear: a network this near to a verdict of its own, and nearer than
+	// any address in it, is shown as such though there is room for all.
+	groupNear = 0.5
 )
 
 // View is what a live display of the daemon shows.
 type View struct {
 	Status Status `json:"status"`
-	// Sources hold slots now, those with most first, at most 20: addresses,
-	// and in place of several of one network the network.
+	// Sources hold slots now, those with most first, at most 20: addresses;
+	// and in place of several of one network the network, where there are more
+	// than 20 or where it is itself nearer to a verdict than they are.
 	Sources []Source `json:"sources"`
 	// Blocks are the newest ones, at most 100, with MoreBlocks besides.
 	Blocks     []BlockInfo `json:"blocks"`
@@ -57,6 +63,27 @@ type Source struct {
 	Allowed   bool            `json:"allowed"`
 	Waiting   bool            `json:"waiting"`           // a verdict waits for confirmation
 	Blocked   State           `json:"blocked,omitempty"` // the state of the block that covers it
+	// Members are the addresses of a network that hold most, at most 8.
+	Members []Source `json:"members,omitempty"`
+}
+
+// Near is how near it is to a verdict: 1 is over the threshold.
+func (s Source) Near() float64 {
+	if s.Threshold <= 0 {
+		return 0
+	}
+	return s.Score / s.Threshold
+}
+
+// Nearest is the one of s and its members that is nearest to a verdict.
+func (s Source) Nearest() Source {
+	best := s
+	for _, m := range s.Members {
+		if m.Near() > best.Near() {
+			best = m
+		}
+	}
+	return best
 }
 
 // View describes the daemon for a live display.
@@ -64,12 +91,52 @@ func (g *Guard) View(ctx context.Context) (v View, err error) {
 	err = g.do(ctx, func(ctx context.Context) {
 		now := time.Now()
 		v = View{Status: g.status(ctx), Trend: slices.Clone(g.trend), TrendEvery: trendEvery}
-		for _, s := range groups(g.held()) {
-			v.Sources = append(v.Sources, g.standing(s, now))
-		}
+		v.Sources = g.sources(now)
 		v.Blocks, v.MoreBlocks, v.Counted = g.newest(ctx, now)
 	})
 	return v, err
+}
+
+// sources are who holds slots now, as a View has them.
+func (g *Guard) sources(now time.Time) (list []Source) {
+	held := g.held()
+	few := len(held) <= viewSources
+	for _, s := range groups(held) {
+		if s = g.standing(s, now); s.Addresses == 1 {
+			list = append(list, s)
+			continue
+		}
+		all := members(held, s.Prefix)
+		for i := range all[:min(len(all), viewMembers)] {
+			all[i] = g.standing(all[i], now)
+		}
+		s.Members = all[:min(len(all), viewMembers)]
+		if !few || s.Near() >= groupNear && s.Nearest().Prefix == s.Prefix {
+			list = append(list, s)
+			continue
+		}
+		for i := len(s.Members); i < len(all); i++ {
+			all[i] = g.standing(all[i], now)
+		}
+		list = append(list, all...)
+	}
+	slices.SortFunc(list, mostFirst)
+	return list[:min(len(list), viewSources)]
+}
+
+func mostFirst(a, b Source) int {
+	return cmp.Or(cmp.Compare(b.Held, a.Held), a.Prefix.Compare(b.Prefix))
+}
+
+// members are the holders in a network, those with most first.
+func members(held map[netip.Addr]int, p netip.Prefix) (list []Source) {
+	for a, n := range held {
+		if p.Contains(a) {
+			list = append(list, Source{Prefix: netip.PrefixFrom(a, a.BitLen()), Held: n, Addresses: 1})
+		}
+	}
+	slices.SortFunc(list, mostFirst)
+	return list
 }
 
 // standing adds to a source what the detector and the gate think of it.
@@ -148,8 +215,6 @@ func groups(held map[netip.Addr]int) []Source {
 			list = append(list, s)
 		}
 	}
-	slices.SortFunc(list, func(a, b Source) int {
-		return cmp.Or(cmp.Compare(b.Held, a.Held), a.Prefix.Compare(b.Prefix))
-	})
+	slices.SortFunc(list, mostFirst)
 	return list[:min(len(list), viewSources)]
 }

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/smtpguard/smtpguard/policy"
@@ -43,6 +44,38 @@ func TestGroups(t *testing.T) {
 	if n := len(groups(many)); n != viewSources {
 		t.Errorf("%d sources", n)
 	}
+}
+
+// Five addresses of one network with 20 slots each are five rows, with what
+// each has done: to block the network would hit its other customers too.
+func TestViewNamesTheHolders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(p *policy.Policy) { p.Mode = policy.Observe })
+		defer w.run()()
+		w.k.flood()
+		time.Sleep(20 * time.Second)
+		v := must(w.g.View(t.Context()))
+		if len(v.Sources) != 5 {
+			t.Errorf("%d rows, want 5: %+v", len(v.Sources), v.Sources)
+		}
+		for _, s := range v.Sources {
+			if s.Addresses != 1 || s.Held != 20 || s.Near() < 1 {
+				t.Errorf("%+v", s)
+			}
+		}
+		// With many more the network stands for them, and names who is worst.
+		for i := range 20 {
+			w.k.open(fmt.Sprintf("203.0.113.%d", 100+i), 1)
+		}
+		time.Sleep(time.Second)
+		v = must(w.g.View(t.Context()))
+		if len(v.Sources) != 1 || v.Sources[0].Addresses != 25 || len(v.Sources[0].Members) != viewMembers {
+			t.Fatalf("%+v", v.Sources)
+		}
+		if n := v.Sources[0].Nearest(); n.Held != 20 || n.Near() < 1 {
+			t.Errorf("nearest: %+v", n)
+		}
+	})
 }
 
 // A view has the newest blocks, what they are and how many there are besides.

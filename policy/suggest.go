@@ -11,6 +11,16 @@ func enumerate(words []string, or string) string {
 	return strings.Join(words[:last], ", ") + " " + or + " " + words[last]
 }
 
+// Nearest returns the word that somebody most likely meant who wrote another,
+// or "". Words may have hyphens, but no underscores.
+func Nearest(written string, words []string) string {
+	plain := make([]string, len(words))
+	for i, w := range words {
+		plain[i] = strings.ReplaceAll(w, "-", "_")
+	}
+	return strings.ReplaceAll(nearest(written, plain), "_", "-")
+}
+
 // nearest returns the word that somebody most likely meant, or nothing.
 func nearest(written string, words []string) string {
 	if len(written) > 40 {

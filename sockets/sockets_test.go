@@ -605,6 +605,11 @@ func TestListening(t *testing.T) {
 	if got, err := tab.Listening(ctx, []uint16{465}); len(got) != 0 || err != nil {
 		t.Errorf("port 465: got %v, %v; want nothing", got, err)
 	}
+	for port, want := range map[uint16]bool{25: true, 465: false, 587: true} {
+		if got, err := tab.Listens(ctx, []uint16{port}); got != want || err != nil {
+			t.Errorf("port %d: got %v, %v; want %v", port, got, err, want)
+		}
+	}
 }
 
 // playMTA is the process of a small mail server:

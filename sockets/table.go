@@ -138,6 +138,16 @@ func (t *Table) Append(ctx context.Context, dst []Socket, ports []uint16) ([]Soc
 	return dst, nil
 }
 
+// Listens reports whether a program listens on one of the ports. Unlike
+// Listening it does not ask which, and costs no look at the processes.
+func (t *Table) Listens(ctx context.Context, ports []uint16) (bool, error) {
+	found, err := t.dump(ctx, nil, 1<<Listen, ports)
+	if err != nil {
+		return false, fmt.Errorf("listing listening sockets: %w", err)
+	}
+	return len(found) > 0, nil
+}
+
 // dump appends the sockets of both families that are in one of the states and
 // on one of the ports.
 func (t *Table) dump(ctx context.Context, dst []Socket, states uint32, ports []uint16) ([]Socket, error) {

@@ -5,7 +5,6 @@ package store
 
 import (
 	"net/netip"
-	"strings"
 	"time"
 
 	"github.com/smtpguard/smtpguard/detector"
@@ -36,9 +35,12 @@ type Block struct {
 	// Observed: decided in observe mode; nothing was ever dropped.
 	Observed bool `json:"observed,omitempty"`
 	// Lifted is when the block ended before its time, zero if it did not;
-	// LiftedBy says who ended it and why.
+	// LiftedBy says who ended it and why:
+	// an operator, or Self and a colon.
 	Lifted   time.Time `json:"lifted,omitzero"`
 	LiftedBy string    `json:"lifted_by,omitempty"`
+	// Replaced: it was lifted because another block took its place.
+	Replaced bool `json:"replaced,omitempty"`
 	// Ended is the number of connections of the source that were ended when
 	// the block came into force, and Relief how long that took after the
 	// verdict, until the socket table showed none; 0 if it was not measured.
@@ -66,13 +68,11 @@ func (b Block) End() time.Time {
 	return b.Until
 }
 
-// Pardoned reports whether an operator lifted the block, which says that it
-// should not have been. Blocks that this program lifts itself, because a
-// wider one took their place, are not pardoned: their LiftedBy is Self, or
-// begins with Self and a colon.
-func (b Block) Pardoned() bool {
-	return !b.Lifted.IsZero() && b.LiftedBy != Self && !strings.HasPrefix(b.LiftedBy, Self+":")
-}
+// Pardoned reports whether the block was lifted, which says that it should not
+// have been: by an operator, because its source became allowed, or because
+// nobody stood for the trial that it belonged to. One that another block
+// replaced is not pardoned.
+func (b Block) Pardoned() bool { return !b.Lifted.IsZero() && !b.Replaced }
 
 // InForce reports whether the block should hold at time t.
 func (b Block) InForce(t time.Time) bool {

@@ -298,17 +298,19 @@ func (s *Store) History(p netip.Prefix, since time.Time, limit int) (blocks []Bl
 	return blocks, bad.join()
 }
 
-// Offences returns on how many occasions p was blocked before, counting
-// blocks that ended, or will end, after since.
+// Offences returns which offence a block of p is that begins at now: 1 for the
+// first. It counts the occasions on which p was blocked before, by blocks that
+// ended, or will end, after since. Where one of them still lasts, the new block
+// belongs to it: who is blocked and is blocked again has done nothing new.
 //
 // Blocks of p itself count, and blocks of prefixes that contain it: who
 // misbehaves again after the net around him was blocked has been warned.
 // Blocks inside p do not: one bad host in a /24 is no offence of its
 // neighbours, and a botnet's twenty addresses that were blocked one by one
 // this minute would otherwise send the /24 up the ladder at its first block.
-// Blocks that overlap in time are one occasion. What was only observed, or
-// pardoned by an operator, never counts.
-func (s *Store) Offences(p netip.Prefix, since time.Time) (n int, err error) {
+// Blocks that overlap in time are one occasion. What was only observed or was
+// pardoned never counts, and for a block that was replaced the other one does.
+func (s *Store) Offences(p netip.Prefix, since, now time.Time) (n int, err error) {
 	var bad faults
 	var blocks []Block
 	err = s.view(func(tx *bbolt.Tx) error {
@@ -320,7 +322,7 @@ func (s *Store) Offences(p netip.Prefix, since time.Time) (n int, err error) {
 			b, err := get(tx, id)
 			if err != nil {
 				bad.add(err)
-			} else if b.End().After(since) && !b.Observed && !b.Pardoned() {
+			} else if b.End().After(since) && !b.Observed && b.Lifted.IsZero() {
 				blocks = append(blocks, b)
 			}
 		}
@@ -336,6 +338,9 @@ func (s *Store) Offences(p netip.Prefix, since time.Time) (n int, err error) {
 		if b.End().After(end) {
 			end = b.End()
 		}
+	}
+	if n == 0 || !now.Before(end) {
+		n++
 	}
 	return n, bad.join()
 }

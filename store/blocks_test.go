@@ -168,33 +168,39 @@ func TestOffences(t *testing.T) {
 	}
 	observed := block("192.0.2.7/32", 0, 10)
 	observed.Observed = true
+	replaced := lifted(block("192.0.2.7/32", 0, 10), 5, "root (uid 0): replaced by a new block")
+	replaced.Replaced = true
 	for _, c := range []struct {
 		name   string
 		blocks []*Block
 		since  int
-		want   int
+		want   int // at the 100th minute
 	}{
-		{"none", nil, -1, 0},
-		{"one of another", []*Block{block("192.0.2.8/32", 0, 10)}, -1, 0},
-		{"two after one another", []*Block{block("192.0.2.7/32", 0, 10), block("192.0.2.7/32", 10, 20)}, -1, 2},
-		{"two at once", []*Block{block("192.0.2.7/32", 0, 10), block("192.0.2.0/24", 5, 20)}, -1, 1},
-		{"short inside long, one later", []*Block{block("192.0.2.0/24", 0, 90), block("192.0.2.7/32", 5, 20), block("192.0.2.7/32", 30, 40), block("192.0.0.0/16", 95, 100)}, -1, 2},
-		{"the net around it", []*Block{block("192.0.2.0/24", 0, 10)}, -1, 1},
-		{"forgotten", []*Block{block("192.0.2.7/32", 0, 10), block("192.0.2.7/32", 20, 30)}, 10, 1},
-		{"observed", []*Block{observed}, -1, 0},
-		{"pardoned", []*Block{lifted(block("192.0.2.7/32", 0, 10), 5, "root (uid 0)")}, -1, 0},
-		{"pardoned by a namesake", []*Block{lifted(block("192.0.2.7/32", 0, 10), 5, "smtpguard (uid 998)")}, -1, 0},
-		{"lifted for a wider one", []*Block{lifted(block("192.0.2.7/32", 0, 10), 5, "smtpguard: covered by 192.0.2.0/24")}, -1, 1},
+		{"none", nil, -1, 1},
+		{"one of another", []*Block{block("192.0.2.8/32", 0, 10)}, -1, 1},
+		{"two after one another", []*Block{block("192.0.2.7/32", 0, 10), block("192.0.2.7/32", 10, 20)}, -1, 3},
+		{"two at once", []*Block{block("192.0.2.7/32", 0, 10), block("192.0.2.0/24", 5, 20)}, -1, 2},
+		{"short inside long, one later", []*Block{block("192.0.2.0/24", 0, 90), block("192.0.2.7/32", 5, 20), block("192.0.2.7/32", 30, 40), block("192.0.0.0/16", 95, 100)}, -1, 3},
+		{"the net around it", []*Block{block("192.0.2.0/24", 0, 10)}, -1, 2},
+		{"forgotten", []*Block{block("192.0.2.7/32", 0, 10), block("192.0.2.7/32", 20, 30)}, 10, 2},
+		{"observed", []*Block{observed}, -1, 1},
+		{"pardoned", []*Block{lifted(block("192.0.2.7/32", 0, 10), 5, "root (uid 0)")}, -1, 1},
+		{"pardoned by a namesake", []*Block{lifted(block("192.0.2.7/32", 0, 10), 5, "smtpguard (uid 998)")}, -1, 1},
+		{"lifted because it became allowed", []*Block{lifted(block("192.0.2.7/32", 0, 10), 5, "smtpguard: it overlaps 192.0.2.0/24, which is allowed")}, -1, 1},
+		{"replaced", []*Block{replaced, block("192.0.2.7/32", 5, 60)}, -1, 2},
+		{"still in force", []*Block{block("192.0.2.7/32", 0, 10), block("192.0.2.7/32", 90, 110)}, -1, 2},
+		{"the net around it still in force", []*Block{block("192.0.2.0/24", 90, 110)}, -1, 1},
+		{"ends now", []*Block{block("192.0.2.7/32", 90, 100)}, -1, 2},
 	} {
 		s := fresh(t)
 		add(t, s, c.blocks...)
-		if got, err := s.Offences(netip.MustParsePrefix("192.0.2.7/32"), at(c.since)); got != c.want || err != nil {
+		if got, err := s.Offences(netip.MustParsePrefix("192.0.2.7/32"), at(c.since), at(100)); got != c.want || err != nil {
 			t.Errorf("%s: %d, %v; want %d", c.name, got, err, c.want)
 		}
 	}
 	s := fresh(t)
 	add(t, s, block("192.0.2.7/32", 0, 10))
-	if got, err := s.Offences(netip.MustParsePrefix("192.0.2.0/24"), at(-1)); got != 0 || err != nil {
+	if got, err := s.Offences(netip.MustParsePrefix("192.0.2.0/24"), at(-1), at(100)); got != 1 || err != nil {
 		t.Errorf("a host's offence counts for its net: %d, %v", got, err)
 	}
 }

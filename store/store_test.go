@@ -547,7 +547,7 @@ func TestDamaged(t *testing.T) {
 			}
 			_, err1 := s.InForce(t0)
 			_, err2 := s.History(netip.Prefix{}, time.Time{}, 0)
-			_, err3 := s.Offences(netip.MustParsePrefix("192.0.2.7/32"), time.Time{})
+			_, err3 := s.Offences(netip.MustParsePrefix("192.0.2.7/32"), time.Time{}, time.Now())
 			if errors.Join(err1, err2, err3) != nil {
 				met++
 			}

@@ -15,7 +15,6 @@ import (
 	"github.com/smtpguard/smtpguard/allow"
 	"github.com/smtpguard/smtpguard/control"
 	"github.com/smtpguard/smtpguard/guard"
-	"github.com/smtpguard/smtpguard/policy"
 	"github.com/smtpguard/smtpguard/store"
 )
 
@@ -29,6 +28,7 @@ func (e *env) allowCommand() *cli.Command {
 				Flags: []cli.Flag{
 					&cli.StringFlag{Name: "note", Usage: "note `TEXT` with it"},
 					&cli.StringFlag{Name: "for", Usage: "for `DURATION` only"},
+					&cli.BoolFlag{Name: "force", Usage: fmt.Sprintf("also a network wider than /%d (IPv6: /%d)", widestAllowed4, widestAllowed6)},
 				}},
 			{Name: "remove", Usage: "take back what `allow add` did", ArgsUsage: "ADDRESS|PREFIX|dns:NAME|spf:DOMAIN", Action: e.allowRemove},
 		},
@@ -115,14 +115,18 @@ func (e *env) allowAdd(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	if name == "" && !c.Bool("force") && tooWideToAllow(p) {
+		return withHint(fmt.Errorf("%s is a large part of the Internet: what is in it would never be blocked, floods included", p),
+			"name narrower prefixes, or say --force")
+	}
 	if err := control.Printable(c.String("note")); err != nil {
 		return &usageError{"--note: " + err.Error()}
 	}
 	entry := store.AllowEntry{Prefix: p, Name: string(name), Note: c.String("note"), By: control.Operator(os.Getuid()), Added: time.Now()}
 	if s := c.String("for"); s != "" {
-		d, err := policy.ParseDuration(s)
-		if err != nil || d < time.Second {
-			return &usageError{fmt.Sprintf("--for %s: want a duration such as 30m, 12h or 7d", s)}
+		d, err := duration(s)
+		if err != nil {
+			return err
 		}
 		entry.Until = time.Now().Add(d)
 	}
@@ -155,6 +159,18 @@ func (e *env) allowAdd(c *cli.Context) error {
 		showName(e.stdout, n, time.Now())
 	}
 	return nil
+}
+
+// Wider networks than these are nobody's own: a /8 is the widest that is used
+// privately (RFC 1918), an IPv6 /16 what a name may stand for,
+// too.
+const widestAllowed4, widestAllowed6 = 8, 16
+
+func tooWideToAllow(p netip.Prefix) bool {
+	if p.Addr().Is4() {
+		return p.Bits() < widestAllowed4
+	}
+	return p.Bits() < widestAllowed6 && p != netip.MustParsePrefix("fc00::/7") // unique local, RFC 4193
 }
 
 // lookedUp waits a little for what the daemon finds out about a name.

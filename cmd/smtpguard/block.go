@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -44,8 +45,8 @@ func (e *env) block(c *cli.Context) error {
 		return &usageError{"--reason: " + err.Error()}
 	}
 	if s := c.String("for"); s != "" {
-		if base.For, err = policy.ParseDuration(s); err != nil || base.For < time.Second {
-			return &usageError{fmt.Sprintf("--for %s: want a duration such as 30m, 12h or 7d", s)}
+		if base.For, err = duration(s); err != nil {
+			return err
 		}
 	}
 	if s := c.String("until"); s != "" {
@@ -56,30 +57,9 @@ func (e *env) block(c *cli.Context) error {
 			return &usageError{"--until " + err.Error()}
 		}
 	}
-	var reqs []guard.BlockRequest
-	for _, a := range c.Args().Slice() {
-		if a == "-" {
-			return &usageError{"a list on standard input is read with --file -"}
-		}
-		prefixes, err := sources(a)
-		if err != nil {
-			return err
-		}
-		for _, p := range prefixes {
-			r := base
-			r.Prefix = p
-			reqs = append(reqs, r)
-		}
-	}
-	if name := c.String("file"); name != "" {
-		more, err := e.readSources(name, base)
-		if err != nil {
-			return err
-		}
-		reqs = append(reqs, more...)
-	}
-	if len(reqs) == 0 {
-		return &usageError{"block takes addresses, prefixes or ranges, or --file"}
+	reqs, err := e.named(c, base)
+	if err != nil {
+		return err
 	}
 	if me, ok := guard.SSHPeer(os.Getenv("SSH_CONNECTION")); ok {
 		for _, r := range reqs {
@@ -96,11 +76,42 @@ func (e *env) block(c *cli.Context) error {
 	return errors.Join(e.showOutcomes(c, out), err)
 }
 
+// named reads the sources that a command names, as arguments and in --file:
+// each is base with its prefix.
+func (e *env) named(c *cli.Context, base guard.BlockRequest) ([]guard.BlockRequest, error) {
+	var reqs []guard.BlockRequest
+	for _, a := range c.Args().Slice() {
+		if a == "-" {
+			return nil, &usageError{"a list on standard input is read with --file -"}
+		}
+		prefixes, err := sources(a)
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range prefixes {
+			r := base
+			r.Prefix = p
+			reqs = append(reqs, r)
+		}
+	}
+	if name := c.String("file"); name != "" {
+		more, err := e.readSources(name, base)
+		if err != nil {
+			return nil, err
+		}
+		reqs = append(reqs, more...)
+	}
+	if len(reqs) == 0 {
+		return nil, &usageError{fmt.Sprintf("no source is named: it takes addresses, prefixes or ranges, or --file; usage: %s %s", c.Command.HelpName, c.Command.ArgsUsage)}
+	}
+	return reqs, nil
+}
+
 // showOutcomes prints what became of a block command; what was refused or
 // failed makes it an error.
 func (e *env) showOutcomes(c *cli.Context, out []guard.BlockOutcome) error {
 	var first error
-	bad := 0
+	bad, noted, notedHint := 0, 0, ""
 	for _, o := range out {
 		var err error
 		switch {
@@ -114,13 +125,16 @@ func (e *env) showOutcomes(c *cli.Context, out []guard.BlockOutcome) error {
 				first = err
 			}
 		}
+		b := o.Block
 		if c.Bool("json") {
 			if err := e.json(o); err != nil {
 				return err
 			}
+			if b != nil && b.Observed && !c.Bool("dry-run") {
+				noted++
+			}
 			continue
 		}
-		b := o.Block
 		switch {
 		case err != nil && len(out) > 1:
 			fmt.Fprintln(e.stderr, err)
@@ -129,12 +143,21 @@ func (e *env) showOutcomes(c *cli.Context, out []guard.BlockOutcome) error {
 			fmt.Fprintf(e.stdout, "%s would be blocked until %s%s%s\n", b.Prefix, clock(b.Until), part(*b), onTrial(o))
 		case b.Observed:
 			fmt.Fprintf(e.stdout, "%s is noted until %s%s, but nothing is dropped: mode is observe\n", b.Prefix, clock(b.Until), part(*b))
+			if noted++; notedHint == "" {
+				notedHint = cmp.Or(o.Hint, fmt.Sprintf("set mode: enforce in %s, then `systemctl reload smtpguard`: what is noted is in force then", cmp.Or(c.String("policy"), defaultPolicy)))
+			}
 		default:
 			fmt.Fprintf(e.stdout, "%s is blocked until %s%s; %s%s\n", b.Prefix, clock(b.Until), part(*b), count(b.Ended, "connection was ended", "connections were ended"), onTrial(o))
+		}
+		if err == nil && o.Note != "" {
+			fmt.Fprintln(e.stderr, "note:", clean(o.Note))
 		}
 	}
 	if bad > 0 && len(out) > 1 {
 		return withHint(fmt.Errorf("%d of %d were not blocked; the first: %w", bad, len(out), first), hint(first))
+	}
+	if first == nil && noted > 0 {
+		return withHint(fmt.Errorf("%s: nothing is blocked while mode is observe", count(noted, "source is only noted", "sources are only noted")), notedHint)
 	}
 	return first
 }
@@ -210,6 +233,19 @@ func (e *env) readSources(name string, base guard.BlockRequest) ([]guard.BlockRe
 	return reqs, nil
 }
 
+// duration reads how long --for says.
+func duration(s string) (time.Duration, error) {
+	d, err := policy.ParseDuration(s)
+	var fault policy.Error
+	switch {
+	case errors.As(err, &fault) && strings.Contains(fault.Hint, "longest"):
+		return 0, &usageError{fmt.Sprintf("--for %s is too long: %s", s, fault.Hint)}
+	case err != nil || d < time.Second:
+		return 0, &usageError{fmt.Sprintf("--for %s: want a duration such as 30m, 12h or 7d", s)}
+	}
+	return d, nil
+}
+
 // Bounds of what a block command reads.
 const (
 	maxSourceFile = 256 << 20
@@ -231,42 +267,65 @@ func parseTime(s string) (time.Time, error) {
 
 func (e *env) unblockCommand() *cli.Command {
 	return &cli.Command{
-		Name: "unblock", Usage: "lift a block, and those inside it", ArgsUsage: "ADDRESS|PREFIX",
-		Flags:  []cli.Flag{&cli.BoolFlag{Name: "all", Usage: "lift every block"}},
+		Name: "unblock", Usage: "lift blocks, and those inside them", ArgsUsage: "ADDRESS|PREFIX|FROM-TO...",
+		Description: "A range FROM-TO becomes the prefixes that cover it. A file has one source a line (# begins a comment), or is what `smtpguard blocks export` wrote.",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "all", Usage: "lift every block"},
+			&cli.StringFlag{Name: "file", Usage: "read sources from `FILE`, - for standard input"},
+		},
 		Action: e.unblock,
 	}
 }
 
 func (e *env) unblock(c *cli.Context) error {
-	var p netip.Prefix
-	if c.Bool("all") {
-		if c.Args().Present() {
-			return &usageError{"name a prefix or --all, not both"}
-		}
-	} else {
-		var err error
-		if p, err = oneSource(c); err != nil {
+	var list []netip.Prefix
+	switch {
+	case c.Bool("all") && (c.Args().Present() || c.IsSet("file")):
+		return &usageError{"name sources or --all, not both"}
+	case c.Bool("all"):
+		list = []netip.Prefix{{}}
+	default:
+		reqs, err := e.named(c, guard.BlockRequest{})
+		if err != nil {
 			return err
+		}
+		for _, r := range reqs {
+			list = append(list, r.Prefix)
 		}
 	}
 	g, err := e.guard(c)
 	if err != nil {
 		return err
 	}
-	lifted, err := g.Unblock(c.Context, p, control.Operator(os.Getuid()))
-	if err := e.lifted(c, lifted); err != nil {
-		return err
-	}
-	if err != nil {
-		return err
-	}
-	if len(lifted) == 0 {
-		if p.IsValid() {
-			return &answerNo{p.String() + " is not blocked"}
+	some := false
+	var errs []error
+	for _, p := range list {
+		lifted, err := g.Unblock(c.Context, p, control.Operator(os.Getuid()))
+		some = some || len(lifted) > 0
+		if err := e.lifted(c, lifted); err != nil {
+			return err
 		}
-		return &answerNo{"nothing is blocked"}
+		var covered *guard.CoveredError
+		switch {
+		case errors.As(err, &covered):
+			errs = append(errs, err) // the others may be lifted all the same
+		case err != nil:
+			return errors.Join(append(errs, err)...)
+		case len(lifted) == 0 && len(list) > 1:
+			fmt.Fprintln(e.stderr, p, "is not blocked")
+		}
 	}
-	return nil
+	switch {
+	case len(errs) > 0:
+		return errors.Join(errs...)
+	case some:
+		return nil
+	case c.Bool("all"):
+		return &answerNo{"nothing is blocked"}
+	case len(list) == 1:
+		return &answerNo{list[0].String() + " is not blocked"}
+	}
+	return &answerNo{"none of them is blocked"}
 }
 
 // lifted prints blocks that were lifted, and where those of an allowed source
@@ -287,7 +346,11 @@ func (e *env) lifted(c *cli.Context, list []store.Block) error {
 				b.Prefix, clock(b.Until), count(n, "part", "parts"), b.Whole())
 			continue
 		}
-		fmt.Fprintf(e.stdout, "the block of %s is lifted (made %s ago: %s)\n", b.Prefix, span(time.Since(b.Since)), b.Reason)
+		seen := ""
+		if b.Observed {
+			seen = ", which was only observed"
+		}
+		fmt.Fprintf(e.stdout, "the block of %s is lifted%s (made %s ago: %s)\n", b.Prefix, seen, span(time.Since(b.Since)), clean(b.Reason))
 	}
 	return nil
 }

@@ -56,13 +56,13 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		HideVersion:     true,
 		HideHelpCommand: true,
 		ExitErrHandler:  func(*cli.Context, error) {},
-		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
-			return &usageError{err.Error()}
+		OnUsageError: func(c *cli.Context, err error, _ bool) error {
+			return badFlags(c, nil, err)
 		},
 		CommandNotFound: func(*cli.Context, string) {},
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
-				return &usageError{fmt.Sprintf("there is no command %q", c.Args().First())}
+				return noCommand("", c.Args().First(), c.App.Commands)
 			}
 			return cli.ShowAppHelp(c)
 		},
@@ -106,7 +106,7 @@ func askedHelp(app *cli.App, args []string) ([]string, error) {
 		}
 		c := find(commands, word)
 		if c == nil {
-			return nil, &usageError{fmt.Sprintf("there is no command %q", strings.Join(append(out[1:len(out):len(out)], word), " "))}
+			return nil, noCommand(strings.Join(out[1:], " "), word, commands)
 		}
 		out, commands = append(out, word), c.Subcommands
 	}
@@ -114,7 +114,7 @@ func askedHelp(app *cli.App, args []string) ([]string, error) {
 }
 
 func usageErrors(c *cli.Command) {
-	c.OnUsageError = func(_ *cli.Context, err error, _ bool) error { return &usageError{err.Error()} }
+	c.OnUsageError = func(ctx *cli.Context, err error, _ bool) error { return badFlags(ctx, c.Flags, err) }
 	c.HideHelpCommand = true
 	for _, f := range c.Flags {
 		if b, ok := f.(*cli.BoolFlag); ok {
@@ -127,7 +127,7 @@ func usageErrors(c *cli.Command) {
 	if len(c.Subcommands) > 0 && c.Action == nil {
 		c.Action = func(ctx *cli.Context) error {
 			if ctx.Args().Present() {
-				return &usageError{fmt.Sprintf("there is no command %q", c.Name+" "+ctx.Args().First())}
+				return noCommand(c.Name, ctx.Args().First(), c.Subcommands)
 			}
 			return cli.ShowSubcommandHelp(ctx)
 		}

@@ -241,7 +241,11 @@ func sources(s string) ([]netip.Prefix, error) {
 // oneSource reads the only argument of a command.
 func oneSource(c *cli.Context) (netip.Prefix, error) {
 	if c.NArg() != 1 {
-		return netip.Prefix{}, &usageError{fmt.Sprintf("%s takes one address or prefix, but got %d", c.Command.HelpName, c.NArg())}
+		got := "none is named"
+		if c.NArg() > 0 {
+			got = fmt.Sprintf("%d are named", c.NArg())
+		}
+		return netip.Prefix{}, &usageError{fmt.Sprintf("it takes one source, and %s; usage: %s %s", got, c.Command.HelpName, c.Command.ArgsUsage)}
 	}
 	return source(c.Args().First())
 }

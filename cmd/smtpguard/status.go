@@ -50,9 +50,10 @@ func (e *env) showStatus(s guard.Status) {
 	if s.Saturated {
 		full = ", SATURATED"
 	}
-	row("slots", "%d of %d taken (%.0f %%%s); capacity from %s", s.Count, s.Capacity, 100*s.Pressure, full, s.CapacityFrom)
+	row("slots", "%d of %d taken (%.0f %%%s); capacity %s", s.Count, s.Capacity, 100*s.Pressure, full, knownBy(s.CapacityFrom))
 	for i, h := range s.Holders {
 		if i == 3 {
+			row("", "and %d more", max(s.Holding, len(s.Holders))-i)
 			break
 		}
 		name := ""
@@ -62,8 +63,8 @@ func (e *env) showStatus(s guard.Status) {
 		row(name, "%s  %d", h.Source, h.Held)
 	}
 	row("blocks", "%d in force, %d observed, %d waiting for confirmation", s.Blocks, s.Watched, s.Pending)
-	row("so far", "%d blocked, %d spared, %d refused by the gate, %d not confirmed, %d lifted, %d expired",
-		s.Counters.Blocked+s.Counters.Observed, s.Counters.Spared, s.Counters.Refused, s.Counters.Unconfirmed, s.Counters.Lifted, s.Counters.Expired)
+	row("so far", "%d blocked, %d observed, %d spared, %d refused by the gate, %d not confirmed, %d lifted, %d expired",
+		s.Counters.Blocked, s.Counters.Observed, s.Counters.Spared, s.Counters.Refused, s.Counters.Unconfirmed, s.Counters.Lifted, s.Counters.Expired)
 	if s.Counters.LastRelief > 0 {
 		row("last relief", "%s after the verdict, at %s", s.Counters.LastRelief.Round(time.Millisecond), clock(s.Counters.LastReliefAt))
 	}
@@ -98,6 +99,16 @@ func (e *env) showStatus(s guard.Status) {
 	for _, f := range s.Faults {
 		fmt.Fprintf(e.stdout, "error at %s: %s: %s\n", clock(f.Time), f.What, f.Err)
 	}
+}
+
+// knownBy says after "capacity" how it is known: by the detector's own words,
+// or by the name of what states it.
+func knownBy(how string) string {
+	switch how {
+	case detector.CapacityConfigured, detector.CapacityAssumed, detector.CapacityFromRefusals, detector.CapacityFromCount:
+		return how
+	}
+	return "from " + how
 }
 
 // score shows a value as its metric is spoken of.

@@ -122,6 +122,7 @@ type top struct {
 	at            time.Time // when view came; zero: not yet
 	failed        error     // of the last try
 	past          []heldThen
+	unfolded      map[netip.Prefix]bool // networks whose members are shown
 	pane          int
 	chosen        [panes]netip.Prefix
 	row           [panes]int
@@ -147,7 +148,7 @@ type question struct {
 }
 
 func newTop(ctx context.Context, d topDaemon, host string, every time.Duration, utf8 bool) *top {
-	return &top{ctx: ctx, daemon: d, host: host, every: every, utf8: utf8, width: 80, height: 24}
+	return &top{ctx: ctx, daemon: d, host: host, every: every, utf8: utf8, width: 80, height: 24, unfolded: make(map[netip.Prefix]bool)}
 }
 
 // What Update is told.
@@ -219,6 +220,9 @@ func (m *top) take(v guard.View, at time.Time) {
 	now := heldThen{at, make(map[netip.Prefix]int, len(v.Sources))}
 	for _, s := range v.Sources {
 		now.held[s.Prefix] = s.Held
+		for _, one := range s.Members {
+			now.held[one.Prefix] = one.Held
+		}
 	}
 	m.past = append(m.past, now)
 	for len(m.past) > 1 && at.Sub(m.past[1].at) >= topTrend {
@@ -232,11 +236,44 @@ func (m *top) take(v guard.View, at time.Time) {
 	}
 }
 
+// sources are the rows of HOLDING: a network that is unfolded is followed by
+// its members.
+func (m *top) sources() (list []guard.Source) {
+	for _, s := range m.view.Sources {
+		if list = append(list, s); m.unfolded[s.Prefix] {
+			list = append(list, s.Members...)
+		}
+	}
+	return list
+}
+
+// fold shows or hides the members of the chosen network, or of that which the
+// chosen address is shown with.
+func (m *top) fold() {
+	if m.pane != paneSources {
+		m.note = "only networks in HOLDING unfold"
+		return
+	}
+	for _, s := range m.view.Sources {
+		if len(s.Members) == 0 || !s.Prefix.Contains(m.chosen[paneSources].Addr()) {
+			continue
+		}
+		if m.unfolded[s.Prefix] {
+			delete(m.unfolded, s.Prefix)
+		} else {
+			m.unfolded[s.Prefix] = true
+		}
+		m.choose(paneSources, max(0, m.find(paneSources, s.Prefix)))
+		return
+	}
+	m.note = "that is one address; networks unfold"
+}
+
 // prefixes are the sources of a list's rows.
 func (m *top) prefixes(pane int) (list []netip.Prefix) {
 	switch pane {
 	case paneSources:
-		for _, s := range m.view.Sources {
+		for _, s := range m.sources() {
 			list = append(list, s.Prefix)
 		}
 	case paneBlocks:
@@ -307,6 +344,8 @@ func (m *top) key(k string) tea.Cmd {
 		m.title, m.text, m.scroll = "help", topHelp, 0
 	case "r":
 		return m.look(true)
+	case "f", "space", "+", "-":
+		m.fold()
 	case "tab", "right", "l":
 		m.pane = (m.pane + 1) % panes
 	case "shift+tab", "left":
@@ -375,6 +414,9 @@ func (m *top) act(k string, p netip.Prefix) tea.Cmd {
 			text := fmt.Sprintf("Block %s for %s, until %s?", p, lasts, b.Until.Local().Format("15:04:05"))
 			if b.Observed {
 				text = fmt.Sprintf("Note a block of %s for %s? In mode: observe nothing is dropped.", p, lasts)
+			}
+			if note := out[0].Note; note != "" {
+				text += " Note: " + clean(note) + "."
 			}
 			return askMsg{question{text, make}, pressed}
 		})

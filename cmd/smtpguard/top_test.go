@@ -58,7 +58,9 @@ func aView() guard.View {
 		Sockets:  guard.SocketStatus{Confirm: true, Usable: true, Holding: 97},
 		Firewall: guard.FirewallStatus{Backend: "nftables", Real: true, Agrees: true}, Warnings: []string{"one", "two"}}
 	v.Sources = []guard.Source{
-		{Prefix: pfx("10.66.9.0/24"), Held: 61, Addresses: 5, Rule: "net", Metric: detector.Saturation, Score: 0.12, Threshold: 0.15},
+		{Prefix: pfx("10.66.9.0/24"), Held: 61, Addresses: 5, Rule: "net", Metric: detector.Saturation, Score: 0, Threshold: 0.15, Members: []guard.Source{
+			{Prefix: pfx("10.66.9.8/32"), Held: 40, Addresses: 1, Rule: "hog", Metric: detector.Saturation, Score: 0.12, Threshold: 0.15},
+			{Prefix: pfx("10.66.9.9/32"), Held: 21, Addresses: 1, Rule: "hog", Metric: detector.Saturation, Score: 0.06, Threshold: 0.15, KnownGood: 1}}},
 		{Prefix: pfx("2001:db8:1234:5678:9abc:def0:1234:5678/128"), Held: 21, Addresses: 1, Rule: "hog", Metric: detector.Saturation, Score: 0.03, Threshold: 0.15, KnownGood: 1, Allowed: true},
 		{Prefix: pfx("10.66.7.7/32"), Held: 15, Addresses: 1, Rule: "hog", Score: 0.16, Threshold: 0.15, Waiting: true},
 	}
@@ -132,6 +134,7 @@ func TestTopPicture(t *testing.T) {
 		{"question", aView(), 80, 24, []string{"b"}, true},
 		{"explain", aView(), 60, 15, []string{"e"}, true},
 		{"help", aView(), 80, 24, []string{"?"}, true},
+		{"unfolded", aView(), 80, 24, []string{"f", "down"}, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			m, _ := newTestTop(tt.view)
@@ -209,6 +212,21 @@ func TestTopKeys(t *testing.T) {
 		}
 		if m.note != "lifted 10.66.9.0/24 and 1 more" {
 			t.Errorf("said %q", m.note)
+		}
+	})
+	t.Run("a network unfolds, and its member is blocked", func(t *testing.T) {
+		m, d := newTestTop(aView())
+		press(t, m, "f", "down", "b", "y")
+		if want := "[block 10.66.9.8/32 dry=true block 10.66.9.8/32 dry=false]"; fmt.Sprint(d.did) != want {
+			t.Errorf("did %q", d.did)
+		}
+		press(t, m, "f") // folds the network again, which is chosen then
+		if got := m.chosen[paneSources].String(); got != "10.66.9.0/24" || len(m.prefixes(paneSources)) != 3 {
+			t.Errorf("%s is chosen of %v", got, m.prefixes(paneSources))
+		}
+		press(t, m, "down", "f")
+		if m.note == "" {
+			t.Error("one address unfolds")
 		}
 	})
 	t.Run("block asks the daemon first", func(t *testing.T) {

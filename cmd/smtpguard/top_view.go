@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 
 	"charm.land/lipgloss/v2"
@@ -24,16 +25,18 @@ var topHelp = []string{
 	"The bar shows how many of the mail server's slots are taken; the line",
 	"below it the last ten minutes.",
 	"",
-	"HOLDING    who holds slots now; a network stands for three or more of",
-	"           its addresses. Trend: against ten seconds ago. Score: how near",
-	"           to a verdict, of the rule whose threshold is nearest.",
+	"HOLDING    who holds slots now. Where there are too many, a network stands",
+	"           for its addresses, with the nearest of them; f unfolds it.",
+	"           Trend: against ten seconds ago. Nearest rule: how near to a",
+	"           verdict, of the rule whose threshold is nearest.",
 	"BLOCKS     the newest blocks, and what they have stopped so far.",
 	"DECISIONS  the newest verdicts and what the gate made of them.",
 	"",
 	"arrows, j k   choose           Tab   the next list",
 	"b   block                      u   unblock",
 	"a   allow: never block         e, Enter   explain",
-	"r   ask the daemon now         q   quit",
+	"f   fold, unfold a network     r   ask the daemon now",
+	"q   quit",
 	"",
 	"b, u and a say what will happen and do it only after a y.",
 }
@@ -187,6 +190,9 @@ func (m *top) list(pane, w, n int, keys bool) []string {
 	for _, p := range m.prefixes(pane) {
 		width = max(width, len(p.String()))
 	}
+	if pane == paneSources && len(m.unfolded) > 0 {
+		width++ // members stand a little to the right
+	}
 	switch pane {
 	case paneSources:
 		title = fmt.Sprintf("HOLDING  %s", count(m.view.Status.Sockets.Holding, "connection", "connections"))
@@ -194,12 +200,22 @@ func (m *top) list(pane, w, n int, keys bool) []string {
 			title = fmt.Sprintf("HOLDING  %s by the log", count(m.view.Status.Count, "connection", "connections"))
 		}
 		near := len("nearest rule")
-		for _, s := range m.view.Sources {
+		for _, s := range m.sources() {
 			near = max(near, ansi.StringWidth(nearest(s)))
 		}
 		head = fmt.Sprintf("%-*s %5s %-5s %-*s  %s", width, "source", "held", "trend", near, "nearest rule", "state")
-		for _, s := range m.view.Sources {
-			rows = append(rows, fmt.Sprintf("%-*s %5d %-5s %-*s  %s", width, s.Prefix, s.Held, m.trend(s), near, nearest(s), standing(s)))
+		shown := make(map[netip.Prefix]bool) // as members of the network above
+		for _, s := range m.sources() {
+			name := s.Prefix.String()
+			if shown[s.Prefix] {
+				name = " " + name
+			}
+			if m.unfolded[s.Prefix] {
+				for _, one := range s.Members {
+					shown[one.Prefix] = true
+				}
+			}
+			rows = append(rows, fmt.Sprintf("%-*s %5d %-5s %-*s  %s", width, name, s.Held, m.trend(s), near, nearest(s), standing(s)))
 		}
 	case paneBlocks:
 		title = fmt.Sprintf("BLOCKS  %d in force", m.view.Status.Blocks)
@@ -267,8 +283,10 @@ func (m *top) trend(s guard.Source) string {
 	return fmt.Sprintf("%+d", d)
 }
 
-// nearest says how near a source is to a verdict.
+// nearest says how near a source, or the nearest of its members, is to a
+// verdict.
 func nearest(s guard.Source) string {
+	s = s.Nearest()
 	if s.Rule == "" || s.Threshold <= 0 {
 		return "-"
 	}
@@ -278,6 +296,9 @@ func nearest(s guard.Source) string {
 func standing(s guard.Source) string {
 	var words []string
 	if s.Addresses > 1 {
+		if near := s.Nearest(); near.Prefix != s.Prefix {
+			words = append(words, "by "+near.Prefix.Addr().String())
+		}
 		words = append(words, fmt.Sprintf("%d addresses", s.Addresses))
 	}
 	if s.Blocked != "" {
@@ -289,7 +310,10 @@ func standing(s guard.Source) string {
 	if s.Allowed {
 		words = append(words, "allowed")
 	}
-	if s.KnownGood > 0 {
+	switch {
+	case s.KnownGood > 0 && s.Addresses > 1:
+		words = append(words, fmt.Sprintf("%d known good", s.KnownGood))
+	case s.KnownGood > 0:
 		words = append(words, "known good")
 	}
 	return strings.Join(words, ", ")
@@ -302,7 +326,10 @@ func (m *top) foot(w int) []string {
 	case m.note != "":
 		return screenLines(clean(m.note), w)
 	}
-	keys := "b block  u unblock  a allow  e explain  Tab list  ? help  q quit"
+	keys := "b block  u unblock  a allow  e explain  f unfold  Tab list  ? help  q quit"
+	if len(keys) > w { // help has them all
+		keys = "b block  u unblock  a allow  e explain  ? help  q quit"
+	}
 	return []string{styleFaint.Render(keys)}
 }
 
