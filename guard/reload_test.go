@@ -36,6 +36,7 @@ func TestReloadFilterFails(t *testing.T) {
 		}
 		shut(nil)
 		time.Sleep(selfEvery + time.Second)
+		w.want("")
 		if last := w.passes[len(w.passes)-1]; join(last) != "203.0.113.7/32" {
 			t.Errorf("the packet filter lets pass %v", last)
 		}
