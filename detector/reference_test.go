@@ -61,6 +61,8 @@ type refHot struct {
 	rule      int
 	until     int64
 	threshold float64
+	suspects  int
+	customary float64
 	stale     bool
 }
 
@@ -524,9 +526,11 @@ func (r *reference) evaluate() {
 	}
 	clear(r.stormy)
 	r.hots = slices.DeleteFunc(r.hots, func(h refHot) bool { return h.until <= r.now })
-	for _, h := range r.hots {
+	for i := range r.hots {
+		h := &r.hots[i]
 		if r.cfg.Rules[h.rule].Metric == Opens || r.p > 0 {
-			r.members(h.prefix, h)
+			h.customary = max(h.customary, customFactor*r.customary(h))
+			r.members(h.prefix, *h)
 		}
 	}
 }
@@ -561,9 +565,52 @@ func (r *reference) pronounce(c refCandidate) {
 	}
 	v.KnownGood = 1
 	r.out = append(r.out, v)
-	h := refHot{c.prefix, c.rule, r.told[c.prefix], sum / float64(max(1, n)) / 2, c.stale}
+	h := refHot{prefix: c.prefix, rule: c.rule, until: r.told[c.prefix], threshold: sum / float64(max(1, n)) / 2, suspects: n, stale: c.stale}
+	h.customary = customFactor * r.customary(&h)
 	r.members(h.prefix, h)
 	r.hots = append(r.hots, h)
+}
+
+// customary is what others keep who are known good, see members.go.
+func (r *reference) customary(h *refHot) float64 {
+	ru := &r.cfg.Rules[h.rule]
+	if ru.Metric == Opens {
+		return 0
+	}
+	var kept []float64
+	voices, networks := 0, map[netip.Prefix]bool{}
+	seen := map[netip.Addr]bool{}
+	for _, x := range r.accepts {
+		a := x.addr
+		if seen[a] || h.prefix.Contains(a) {
+			continue
+		}
+		seen[a] = true
+		last, _ := r.lastAccepted(a)
+		switch held := r.held(single(a)); {
+		case held > 0 && !r.silent(single(a)):
+			kept = append(kept, min(r.score(single(a), h.rule), float64(held)*seconds(r.now-last)/float64(r.cfg.Capacity)/ru.Window.Seconds()))
+			voices++
+			widest, _ := a.Prefix(slices.Min(r.lengths(a)))
+			networks[widest] = true
+		case held == 0 && r.now-last <= served:
+			kept = append(kept, 0)
+		}
+	}
+	if voices < customVoices || voices*suspectsEach < h.suspects || len(networks) < 2 {
+		return 0
+	}
+	slices.Sort(kept)
+	return kept[(len(kept)-1)/2]
+}
+
+func (r *reference) opened(p netip.Prefix) (n int) {
+	for _, c := range r.conns {
+		if p.Contains(c.addr) {
+			n++
+		}
+	}
+	return n
 }
 
 func (r *reference) members(p netip.Prefix, h refHot) {
@@ -590,16 +637,23 @@ func (r *reference) members(p netip.Prefix, h refHot) {
 			}
 		} else {
 			t := r.tally(child, h.rule)
-			if sources = t.badN; sources < 2 || r.goodIn(child) {
-				r.members(child, h)
-				continue
-			}
-			if s -= t.told; s < h.threshold-epsilon {
-				continue
-			}
+			sources = t.badN
+			s -= t.told
+		}
+		each := h.customary
+		if ru.Metric == Saturation && r.held(child) <= sources && r.held(child) == r.opened(child) {
+			each = max(each, lonelyShare/float64(r.cfg.Capacity))
+		}
+		th := max(h.threshold, each*float64(sources))
+		if !child.IsSingleIP() && (sources < 2 || s < th-epsilon || r.goodIn(child)) {
+			r.members(child, h)
+			continue
+		}
+		if s < th-epsilon {
+			continue
 		}
 		r.told[child] = r.now + int64(ru.Window)
-		r.out = append(r.out, Verdict{Time: time.Unix(0, r.now).UTC(), Source: child, Rule: ru.Name, Score: s, Threshold: h.threshold, Held: r.held(child), Sources: sources})
+		r.out = append(r.out, Verdict{Time: time.Unix(0, r.now).UTC(), Source: child, Rule: ru.Name, Score: s, Threshold: th, Held: r.held(child), Sources: sources})
 	}
 }
 
