@@ -419,9 +419,10 @@ func (d *Detector) pronounce(c *candidate) {
 	if c.stale {
 		sum, count = sum+c.tally.stale, count+c.tally.staleN
 	}
-	h := hot{node: c.node, rule: c.rule, until: n.cool, stale: c.stale, suspects: count, threshold: memberShare * sum / float64(max(1, count))}
-	d.follow(&h, in)
-	d.hots = append(d.hots, h)
+	d.spare(hot{
+		node: c.node, rule: c.rule, until: n.cool, stale: c.stale,
+		threshold: memberShare * sum / float64(max(1, count)), suspects: count,
+	}, in)
 }
 
 // verdict says that node i crossed rule r now.

@@ -16,7 +16,11 @@ import (
 //   - Where everybody's connections hang, as with a spam scanner that is stuck,
 //     one that hangs is no sign. What known good senders of other networks
 //     keep without delivering just then is customary; who is told has kept
-//     four times as much as the median of them.
+//     five times as much as the median of them and of those who were served.
+//     Nobody who is known good himself is told then for holding without
+//     delivering. It stays customary while the prefix is spared, and is for the
+//     next that are, for one window: when all time out at once there is a moment
+//     in which nobody has kept anything.
 //
 // So a flood with one slot each, from addresses among known good ones, is told
 // some seconds later than one with several.
@@ -26,14 +30,14 @@ const (
 	lonelyShare = 0.8
 	maxMembers  = 4096 // verdicts on members of one spared prefix at one time
 
-	customFactor = 4
-	// To say what is customary it takes known good senders who hold slots, of
-	// two networks or more: so many, and one to so many suspects. A few who
-	// are idle at the time of a flood, or whom an attacker placed there, are
-	// not everybody.
+	customFactor = 5
+	// To say what is customary it takes known good senders who keep slots as
+	// long as suspects do, of two networks or more: so many, and one to so
+	// many suspects. A few who are idle at the time of a flood, or whom an
+	// attacker placed there, are not everybody.
 	customVoices = 5
 	suspectsEach = 4
-	// Who delivered within this time, and holds nothing any more, was served.
+	// Who delivered within this time was served.
 	served = int64(3 * time.Second)
 )
 
@@ -44,7 +48,8 @@ type hot struct {
 	until     int64
 	threshold float64
 	suspects  int     // bad members when it was spared
-	customary float64 // the most that was, since then
+	customary float64 // the most that was since then
+	before    float64 // the most that was for those spared before
 	stale     bool
 }
 
@@ -53,9 +58,12 @@ func (d *Detector) followHot() {
 	if len(d.hots) == 0 {
 		return
 	}
-	d.hots = slices.DeleteFunc(d.hots, func(h hot) bool { return h.until <= d.now })
+	d.hots = slices.DeleteFunc(d.hots, func(h hot) bool { return h.until+int64(d.cfg.Rules[h.rule].Window) <= d.now })
 	for j := range d.hots {
 		h := &d.hots[j]
+		if h.until <= d.now {
+			continue // only remembered
+		}
 		if d.cfg.Rules[h.rule].Metric == Saturation && d.p == 0 {
 			continue
 		}
@@ -66,14 +74,24 @@ func (d *Detector) followHot() {
 // follow tells the bad members of h. in are the known good addresses in it.
 func (d *Detector) follow(h *hot, in []*good) {
 	if d.cfg.Rules[h.rule].Metric == Saturation {
-		h.customary = max(h.customary, customFactor*d.customary(h))
+		h.customary = max(h.customary, d.customary(h))
 	}
 	d.tellMembers(h.node, h, in)
 }
 
-// customary is the median of what known good senders outside h, of those that
-// hold slots or were served just now, have kept since they last delivered: as
-// a score under h's rule, 0 if too few are there to tell.
+// spare makes h one of the hot prefixes.
+func (d *Detector) spare(h hot, in []*good) {
+	d.hots = slices.DeleteFunc(d.hots, func(o hot) bool {
+		h.before = max(h.before, o.customary)
+		return o.node == h.node
+	})
+	d.follow(&h, in)
+	d.hots = append(d.hots, h)
+}
+
+// customary is the median of what known good senders outside h have kept since
+// they last delivered, of those who were served just now or have kept as much
+// as a suspect: as a score under h's rule, 0 if too few are there to tell.
 func (d *Detector) customary(h *hot) float64 {
 	own, rule := d.nodes.at(h.node).key, &d.cfg.Rules[h.rule]
 	all := float64(d.capacity) * rule.Window.Seconds()
@@ -86,10 +104,14 @@ func (d *Detector) customary(h *hot) float64 {
 			continue
 		}
 		e := d.good(n.key)
-		if e == nil {
+		if e == nil || d.now-d.offset-e.last <= served {
 			continue
 		}
-		kept = append(kept, min(d.score(i, h.rule), float64(n.held)*seconds(d.now-d.offset-e.last)/all))
+		s := min(d.score(i, h.rule), float64(n.held)*seconds(d.now-d.offset-e.last)/all)
+		if s < h.threshold-epsilon {
+			continue
+		}
+		kept = append(kept, s)
 		top := i
 		for n.parent != 0 {
 			top, n = n.parent, d.nodes.at(n.parent)
@@ -102,11 +124,7 @@ func (d *Detector) customary(h *hot) float64 {
 		return 0
 	}
 	for j := uint32(1); j <= d.goods.slab.used; j++ {
-		e := d.goods.slab.at(j)
-		if e.key.bits == 0 || d.now-d.offset-e.last > served || own.contains(e.key) {
-			continue
-		}
-		if i := d.find(e.key); i == 0 || d.nodes.at(i).held == 0 {
+		if e := d.goods.slab.at(j); e.key.bits != 0 && d.now-d.offset-e.last <= served && !own.contains(e.key) {
 			kept = append(kept, 0)
 		}
 	}
@@ -119,6 +137,8 @@ func (d *Detector) customary(h *hot) float64 {
 // inside it. in are the known good addresses of h's prefix.
 func (d *Detector) tellMembers(i uint32, h *hot, in []*good) {
 	rule := &d.cfg.Rules[h.rule]
+	customary := max(h.customary, h.before)
+	allHang := customary*float64(d.capacity) >= staleShare
 	for c := d.nodes.at(i).child; c != 0 && len(d.out) < maxMembers; c = d.nodes.at(c).next {
 		n := d.nodes.at(c)
 		if n.cool > d.now || rule.Metric == Saturation && n.held == 0 {
@@ -130,7 +150,7 @@ func (d *Detector) tellMembers(i uint32, h *hot, in []*good) {
 		}
 		sources := 1
 		if n.level == 0 {
-			if e := d.good(n.key); e != nil && !(h.stale && d.isStale(n, e, h.rule, s)) {
+			if e := d.good(n.key); e != nil && !(h.stale && !allHang && d.isStale(n, e, h.rule, s)) {
 				continue
 			}
 		} else {
@@ -138,7 +158,7 @@ func (d *Detector) tellMembers(i uint32, h *hot, in []*good) {
 			sources = t.badN
 			s -= t.told
 		}
-		each := h.customary
+		each := customFactor * customary
 		if rule.Metric == Saturation && int(n.held) <= sources && n.opens == uint32(n.held) {
 			each = max(each, lonelyShare/float64(d.capacity))
 		}

@@ -63,6 +63,7 @@ type refHot struct {
 	threshold float64
 	suspects  int
 	customary float64
+	before    float64
 	stale     bool
 }
 
@@ -525,11 +526,11 @@ func (r *reference) evaluate() {
 		}
 	}
 	clear(r.stormy)
-	r.hots = slices.DeleteFunc(r.hots, func(h refHot) bool { return h.until <= r.now })
+	r.hots = slices.DeleteFunc(r.hots, func(h refHot) bool { return h.until+int64(r.cfg.Rules[h.rule].Window) <= r.now })
 	for i := range r.hots {
 		h := &r.hots[i]
-		if r.cfg.Rules[h.rule].Metric == Opens || r.p > 0 {
-			h.customary = max(h.customary, customFactor*r.customary(h))
+		if h.until > r.now && (r.cfg.Rules[h.rule].Metric == Opens || r.p > 0) {
+			h.customary = max(h.customary, r.customary(h))
 			r.members(h.prefix, *h)
 		}
 	}
@@ -566,7 +567,11 @@ func (r *reference) pronounce(c refCandidate) {
 	v.KnownGood = 1
 	r.out = append(r.out, v)
 	h := refHot{prefix: c.prefix, rule: c.rule, until: r.told[c.prefix], threshold: sum / float64(max(1, n)) / 2, suspects: n, stale: c.stale}
-	h.customary = customFactor * r.customary(&h)
+	for _, o := range r.hots {
+		h.before = max(h.before, o.customary)
+	}
+	r.hots = slices.DeleteFunc(r.hots, func(o refHot) bool { return o.prefix == h.prefix })
+	h.customary = r.customary(&h)
 	r.members(h.prefix, h)
 	r.hots = append(r.hots, h)
 }
@@ -587,14 +592,17 @@ func (r *reference) customary(h *refHot) float64 {
 		}
 		seen[a] = true
 		last, _ := r.lastAccepted(a)
-		switch held := r.held(single(a)); {
-		case held > 0 && !r.silent(single(a)):
-			kept = append(kept, min(r.score(single(a), h.rule), float64(held)*seconds(r.now-last)/float64(r.cfg.Capacity)/ru.Window.Seconds()))
+		held := r.held(single(a))
+		if r.now-last <= served {
+			kept = append(kept, 0)
+			continue
+		}
+		k := min(r.score(single(a), h.rule), float64(held)*seconds(r.now-last)/float64(r.cfg.Capacity)/ru.Window.Seconds())
+		if held > 0 && k >= h.threshold-epsilon && !r.silent(single(a)) {
+			kept = append(kept, k)
 			voices++
 			widest, _ := a.Prefix(slices.Min(r.lengths(a)))
 			networks[widest] = true
-		case held == 0 && r.now-last <= served:
-			kept = append(kept, 0)
 		}
 	}
 	if voices < customVoices || voices*suspectsEach < h.suspects || len(networks) < 2 {
@@ -632,7 +640,7 @@ func (r *reference) members(p netip.Prefix, h refHot) {
 			continue
 		}
 		if child.IsSingleIP() {
-			if last, good := r.lastAccepted(a); good && !(h.stale && r.stale(a, last, h.rule, s)) {
+			if last, good := r.lastAccepted(a); good && !(h.stale && max(h.customary, h.before)*float64(r.cfg.Capacity) < staleShare && r.stale(a, last, h.rule, s)) {
 				continue
 			}
 		} else {
@@ -640,7 +648,7 @@ func (r *reference) members(p netip.Prefix, h refHot) {
 			sources = t.badN
 			s -= t.told
 		}
-		each := h.customary
+		each := customFactor * max(h.customary, h.before)
 		if ru.Metric == Saturation && r.held(child) <= sources && r.held(child) == r.opened(child) {
 			each = max(each, lonelyShare/float64(r.cfg.Capacity))
 		}
