@@ -12,7 +12,8 @@ import (
 // they come, for one window. But nobody is told for what proper senders do too:
 //
 //   - One slot is what everybody needs to send a first mail. Who has connected
-//     once is told when he has kept it for four fifths of the window.
+//     once is told when he has kept it for four fifths of the window. (Addresses
+//     only: what a prefix opened is not known after some of it was forgotten.)
 //   - Where everybody's connections hang, as with a spam scanner that is stuck,
 //     one that hangs is no sign. What known good senders of other networks
 //     keep without delivering just then is customary; who is told has kept
@@ -159,7 +160,7 @@ func (d *Detector) tellMembers(i uint32, h *hot, in []*good) {
 			s -= t.told
 		}
 		each := customFactor * customary
-		if rule.Metric == Saturation && int(n.held) <= sources && n.opens == uint32(n.held) {
+		if rule.Metric == Saturation && n.level == 0 && n.held == 1 && n.opens == 1 {
 			each = max(each, lonelyShare/float64(d.capacity))
 		}
 		threshold := max(h.threshold, each*float64(sources))

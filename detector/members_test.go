@@ -77,8 +77,8 @@ func TestStuckScanner(t *testing.T) {
 // come. Then the scanner is slow, or does not answer at all.
 func TestStuckScannerAtRandom(t *testing.T) {
 	for _, takes := range []time.Duration{10 * time.Minute, time.Minute} {
-		for _, perSecond := range []int{1, 5, 20} {
-			for _, slots := range []int{50, 100, 400} {
+		for _, perSecond := range []int{1, 5} {
+			for _, slots := range []int{50, 100} {
 				t.Run(fmt.Sprintf("%v, %d a second, %d slots", takes, perSecond, slots), func(t *testing.T) {
 					s := newSim(t, Config{Capacity: slots})
 					s.slots = slots

@@ -649,7 +649,7 @@ func (r *reference) members(p netip.Prefix, h refHot) {
 			s -= t.told
 		}
 		each := customFactor * max(h.customary, h.before)
-		if ru.Metric == Saturation && r.held(child) <= sources && r.held(child) == r.opened(child) {
+		if ru.Metric == Saturation && child.IsSingleIP() && r.held(child) == 1 && r.opened(child) == 1 {
 			each = max(each, lonelyShare/float64(r.cfg.Capacity))
 		}
 		th := max(h.threshold, each*float64(sources))
