@@ -66,6 +66,7 @@ type Detector struct {
 	goods   goods
 	stormy  []uint32 // prefixes over an opens threshold, to be judged
 	hots    []hot
+	kept    []float64 // customary
 	recent  [1024]recentOpen
 	recentN uint32
 	early   [1024]earlyClose

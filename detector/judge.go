@@ -30,16 +30,13 @@ import (
 // to the next /56.
 //
 // A prefix with known good senders in it is spared: its bad members are told
-// instead, which are those that hold slots and have half of what its bad
-// members have on average, or more. Members that get slots later are told as
-// they come, for one window.
+// instead, see members.go.
 
 const (
 	concentrated = 0.8
 	fewChildren  = 3
 	scarFor      = int64(10 * time.Minute)
 	scarFactor   = 0.5
-	memberShare  = 0.5
 	alongFactor  = 0.5
 	// A known good address that delivered nothing for so long and keeps half
 	// a slot or more through a window as long is not delivering but holding:
@@ -55,7 +52,6 @@ const (
 
 	maxEvidence = 16
 	maxSpared   = 16
-	maxMembers  = 4096 // verdicts on members of one spared prefix at one time
 )
 
 // candidate is a source that crossed a rule in this evaluation.
@@ -66,15 +62,6 @@ type candidate struct {
 	threshold float64
 	stale     bool // known good members that only hold count as bad
 	tally     tally
-}
-
-// hot is a spared prefix whose bad members are looked for.
-type hot struct {
-	node      uint32
-	rule      int
-	until     int64
-	threshold float64
-	stale     bool
 }
 
 // tally is what the members of a prefix did in a window.
@@ -433,61 +420,10 @@ func (d *Detector) pronounce(c *candidate) {
 	if c.stale {
 		sum, count = sum+c.tally.stale, count+c.tally.staleN
 	}
-	h := hot{node: c.node, rule: c.rule, until: n.cool, stale: c.stale, threshold: memberShare * sum / float64(max(1, count))}
-	d.tellMembers(h.node, &h, in)
-	d.hots = append(d.hots, h)
-}
-
-// followHot tells members of spared prefixes that have got slots since.
-func (d *Detector) followHot() {
-	if len(d.hots) == 0 {
-		return
-	}
-	d.hots = slices.DeleteFunc(d.hots, func(h hot) bool { return h.until <= d.now })
-	for j := range d.hots {
-		h := &d.hots[j]
-		if d.cfg.Rules[h.rule].Metric == Saturation && d.p == 0 {
-			continue
-		}
-		d.tellMembers(h.node, h, d.goodIn(d.nodes.at(h.node).key))
-	}
-}
-
-// tellMembers makes verdicts on the bad members of node i, which is h's or
-// inside it. in are the known good addresses of h's prefix.
-func (d *Detector) tellMembers(i uint32, h *hot, in []*good) {
-	rule := &d.cfg.Rules[h.rule]
-	for c := d.nodes.at(i).child; c != 0 && len(d.out) < maxMembers; c = d.nodes.at(c).next {
-		n := d.nodes.at(c)
-		if n.cool > d.now || rule.Metric == Saturation && n.held == 0 {
-			continue
-		}
-		s := d.score(c, h.rule)
-		if s < h.threshold-epsilon || s <= nothing {
-			continue
-		}
-		sources := 1
-		if n.level == 0 {
-			if e := d.good(n.key); e != nil && !(h.stale && d.isStale(n, e, h.rule, s)) {
-				continue
-			}
-		} else {
-			t := d.tally(c, h.rule)
-			sources = t.badN
-			if sources < 2 || slices.ContainsFunc(in, func(e *good) bool { return n.key.contains(e.key) }) {
-				d.tellMembers(c, h, in)
-				continue
-			}
-			if s -= t.told; s < h.threshold-epsilon {
-				continue
-			}
-		}
-		n.cool = d.now + int64(rule.Window)
-		v := d.verdict(c, h.rule, s, h.threshold)
-		d.proof.missed = d.proof.missed || v.Unproven
-		v.Sources = sources
-		d.out = append(d.out, v)
-	}
+	d.spare(hot{
+		node: c.node, rule: c.rule, until: n.cool, stale: c.stale,
+		threshold: memberShare * sum / float64(max(1, count)), suspects: count,
+	}, in)
 }
 
 // verdict says that node i crossed rule r now.

@@ -61,6 +61,9 @@ type refHot struct {
 	rule      int
 	until     int64
 	threshold float64
+	suspects  int
+	customary float64
+	before    float64
 	stale     bool
 }
 
@@ -523,10 +526,12 @@ func (r *reference) evaluate() {
 		}
 	}
 	clear(r.stormy)
-	r.hots = slices.DeleteFunc(r.hots, func(h refHot) bool { return h.until <= r.now })
-	for _, h := range r.hots {
-		if r.cfg.Rules[h.rule].Metric == Opens || r.p > 0 {
-			r.members(h.prefix, h)
+	r.hots = slices.DeleteFunc(r.hots, func(h refHot) bool { return h.until+int64(r.cfg.Rules[h.rule].Window) <= r.now })
+	for i := range r.hots {
+		h := &r.hots[i]
+		if h.until > r.now && (r.cfg.Rules[h.rule].Metric == Opens || r.p > 0) {
+			h.customary = max(h.customary, r.customary(h))
+			r.members(h.prefix, *h)
 		}
 	}
 }
@@ -561,9 +566,59 @@ func (r *reference) pronounce(c refCandidate) {
 	}
 	v.KnownGood = 1
 	r.out = append(r.out, v)
-	h := refHot{c.prefix, c.rule, r.told[c.prefix], sum / float64(max(1, n)) / 2, c.stale}
+	h := refHot{prefix: c.prefix, rule: c.rule, until: r.told[c.prefix], threshold: sum / float64(max(1, n)) / 2, suspects: n, stale: c.stale}
+	for _, o := range r.hots {
+		h.before = max(h.before, o.customary)
+	}
+	r.hots = slices.DeleteFunc(r.hots, func(o refHot) bool { return o.prefix == h.prefix })
+	h.customary = r.customary(&h)
 	r.members(h.prefix, h)
 	r.hots = append(r.hots, h)
+}
+
+// customary is what others keep who are known good, see members.go.
+func (r *reference) customary(h *refHot) float64 {
+	ru := &r.cfg.Rules[h.rule]
+	if ru.Metric == Opens {
+		return 0
+	}
+	var kept []float64
+	voices, networks := 0, map[netip.Prefix]bool{}
+	seen := map[netip.Addr]bool{}
+	for _, x := range r.accepts {
+		a := x.addr
+		if seen[a] || h.prefix.Contains(a) {
+			continue
+		}
+		seen[a] = true
+		last, _ := r.lastAccepted(a)
+		held := r.held(single(a))
+		if r.now-last <= served {
+			kept = append(kept, 0)
+			continue
+		}
+		k := min(r.score(single(a), h.rule), float64(held)*seconds(r.now-last)/float64(r.cfg.Capacity)/ru.Window.Seconds())
+		if held > 0 && k >= h.threshold-epsilon && !r.silent(single(a)) {
+			kept = append(kept, k)
+			voices++
+			widest, _ := a.Prefix(slices.Min(r.lengths(a)))
+			networks[widest] = true
+		}
+	}
+	if voices < customVoices || voices*suspectsEach < h.suspects || len(networks) < 2 {
+		return 0
+	}
+	slices.Sort(kept)
+	return kept[(len(kept)-1)/2]
+}
+
+func (r *reference) opened(p netip.Prefix) (n int) {
+	for _, c := range r.conns {
+		if p.Contains(c.addr) {
+			n++
+		}
+	}
+	return n
 }
 
 func (r *reference) members(p netip.Prefix, h refHot) {
@@ -585,21 +640,28 @@ func (r *reference) members(p netip.Prefix, h refHot) {
 			continue
 		}
 		if child.IsSingleIP() {
-			if last, good := r.lastAccepted(a); good && !(h.stale && r.stale(a, last, h.rule, s)) {
+			if last, good := r.lastAccepted(a); good && !(h.stale && max(h.customary, h.before)*float64(r.cfg.Capacity) < staleShare && r.stale(a, last, h.rule, s)) {
 				continue
 			}
 		} else {
 			t := r.tally(child, h.rule)
-			if sources = t.badN; sources < 2 || r.goodIn(child) {
-				r.members(child, h)
-				continue
-			}
-			if s -= t.told; s < h.threshold-epsilon {
-				continue
-			}
+			sources = t.badN
+			s -= t.told
+		}
+		each := customFactor * max(h.customary, h.before)
+		if ru.Metric == Saturation && child.IsSingleIP() && r.held(child) == 1 && r.opened(child) == 1 {
+			each = max(each, lonelyShare/float64(r.cfg.Capacity))
+		}
+		th := max(h.threshold, each*float64(sources))
+		if !child.IsSingleIP() && (sources < 2 || s < th-epsilon || r.goodIn(child)) {
+			r.members(child, h)
+			continue
+		}
+		if s < th-epsilon {
+			continue
 		}
 		r.told[child] = r.now + int64(ru.Window)
-		r.out = append(r.out, Verdict{Time: time.Unix(0, r.now).UTC(), Source: child, Rule: ru.Name, Score: s, Threshold: h.threshold, Held: r.held(child), Sources: sources})
+		r.out = append(r.out, Verdict{Time: time.Unix(0, r.now).UTC(), Source: child, Rule: ru.Name, Score: s, Threshold: th, Held: r.held(child), Sources: sources})
 	}
 }
 

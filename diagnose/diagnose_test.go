@@ -512,3 +512,42 @@ func TestLines(t *testing.T) {
 		}
 	}
 }
+
+// TestStuckScanner: where everybody's connections hang, no host of a provider
+// is named that sends here for the first time.
+func TestStuckScanner(t *testing.T) {
+	at := time.Date(2026, 11, 22, 10, 0, 0, 0, time.UTC)
+	var b strings.Builder
+	say := func(sec int, format string, args ...any) {
+		fmt.Fprintf(&b, at.Add(time.Duration(sec)*time.Second).Format(time.DateTime)+" "+format+"\n", args...)
+	}
+	host := func(i int) string { // 30 hosts of each of three
+		return fmt.Sprintf("%s.%d", []string{"198.51.100", "203.0.113", "192.0.2"}[i%3], 1+i/3)
+	}
+	for i := 0; i < 90; i += 4 { // some have sent before
+		say(i-600, "1xVDR5-0003Hr-1R <= a@b.example H=x.example [%s]:%d P=esmtps S=311", host(i), 900+i)
+	}
+	n := 0
+	for i := range 90 {
+		for range 1 + i/3%2 {
+			n++
+			say(n/15, "SMTP connection from [%s]:%d (TCP/IP connection count = %d)", host(i), 2000+n, n)
+		}
+	}
+	for sec := 10; sec < 120; sec++ {
+		say(sec, "Connection from [192.0.2.%d]:3000 refused: too many connections", 100+sec)
+	}
+	d := newDiagnosis(t, n)
+	if err := d.Read(t.Context(), strings.NewReader(b.String()), at); err != nil {
+		t.Fatal(err)
+	}
+	r := d.Report()
+	if len(r.Findings) == 0 {
+		t.Fatal("nothing was found")
+	}
+	for _, s := range r.Findings[0].Sources {
+		if s.Why != "" {
+			t.Errorf("%s: %s is named: %s", summary(r), s.Prefix, s.Why)
+		}
+	}
+}
