@@ -87,8 +87,10 @@ type Collector struct {
 
 	opened, refused, accepted uint64
 	// served are the sources that were refused because the server was full,
-	// while with the blocks in force it was not.
-	served map[netip.Addr]int
+	// and how often, while with the policy's blocks there was a free slot;
+	// senders are those whose mail was accepted at some time.
+	served  map[netip.Addr]int
+	senders map[netip.Addr]struct{}
 }
 
 // Row is what is told of one source that the policy would have blocked.
@@ -138,7 +140,7 @@ func who(p netip.Prefix) string {
 
 // New returns a Collector of nothing yet.
 func New(o Options) (*Collector, error) {
-	c := &Collector{o: o, served: make(map[netip.Addr]int)}
+	c := &Collector{o: o, served: make(map[netip.Addr]int), senders: make(map[netip.Addr]struct{})}
 	if o.Pictures {
 		var err error
 		if c.series, err = newSeries(o); err != nil {
@@ -171,6 +173,9 @@ func (c *Collector) at(t time.Time) time.Time {
 func (c *Collector) Event(now func() Moment, ev *detector.Event, by *store.Block) {
 	if ev.Kind == detector.Accepted {
 		c.accepted++
+		if len(c.senders) < maxServed && ev.Source.IsValid() {
+			c.senders[ev.Source] = struct{}{}
+		}
 	}
 	switch ev.Kind {
 	case detector.Opened, detector.Closed, detector.Refused, detector.DaemonStarted:
@@ -397,16 +402,24 @@ func (c *Collector) Total() Row {
 // too many.
 func (c *Collector) Left() int { return c.left }
 
+// fewTries is how often a proper sender is refused at most that sends no mail
+// in all of the log: he comes again after minutes. Who tries more often and
+// never sends is like those who flood.
+const fewTries = 10
+
 // Served counts the connections that were refused because the server was full,
-// while with the policy's blocks in force there would have been a free slot;
-// those of sources that were blocked themselves, sooner or later, are left out.
-func (c *Collector) Served() (n int) {
+// while with the policy's blocks in force there would have been a free slot,
+// and whose they were. Left out are sources that were blocked themselves,
+// sooner or later, and those that look like it.
+func (c *Collector) Served() (connections, senders int) {
 	for a, k := range c.served {
-		if _, bad := c.byPrefix.Lookup(a); !bad {
-			n += k
+		_, sent := c.senders[a]
+		if _, bad := c.byPrefix.Lookup(a); !bad && (sent || k <= fewTries) {
+			connections += k
+			senders++
 		}
 	}
-	return n
+	return connections, senders
 }
 
 // Seen counts the connections that got a slot and those that were refused, and

@@ -112,10 +112,13 @@ func TestSentence(t *testing.T) {
 				w.after(time.Second)
 				w.refuse("192.0.2.1", 1)
 				w.refuse("203.0.113.1", 1)
+				w.refuse("203.0.113.6", 3) // never gets a slot, never sends: one more of them
 			}
+			w.refuse("192.0.2.9", 2)
 			w.event(detector.Opened, "192.0.2.1", 3, 0)
+			w.event(detector.Accepted, "192.0.2.1", 0, 0)
 		}, "The server was full for 2 min 7 s; 5 addresses of one network held 100 of its 100 slots at worst; smtpguard would have blocked them 1.9 s after it began. " +
-			"125 connections of others that were refused after that would have found a free slot."},
+			"127 connections of 2 other senders that were refused after that would have found a free slot."},
 		"those blocked later are not victims": {func(w *world) {
 			full(w)
 			w.block("203.0.113.1/32", "hog", 20, 1, detector.Saturation)
@@ -125,7 +128,7 @@ func TestSentence(t *testing.T) {
 			w.refuse("192.0.2.1", 1)
 			w.event(detector.Opened, "192.0.2.1", 3, 0)
 		}, "The server was full for 3.9 s; 2 addresses of one network held 40 of its 100 slots at worst; smtpguard would have blocked them, " +
-			"the first 1.9 s and the last 3.9 s after it began. 1 connection of others that was refused after that would have found a free slot."},
+			"the first 1.9 s and the last 3.9 s after it began. 1 connection of another sender that was refused after that would have found a free slot."},
 		"no slot would have been free": {func(w *world) {
 			full(w)
 			w.block("203.0.113.1/32", "hog", 20, 1, detector.Saturation)
@@ -157,7 +160,7 @@ func TestSentence(t *testing.T) {
 			full(w)
 			w.event(detector.Opened, "192.0.2.1", 3, 0)
 		}, "The server was full for 1.9 s; 203.0.113.1 held 60 of its 100 slots; smtpguard would have blocked it before it was full. " +
-			"1 connection of others that was refused after that would have found a free slot."},
+			"1 connection of another sender that was refused after that would have found a free slot."},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, false)

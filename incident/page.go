@@ -142,12 +142,13 @@ func (c *Collector) view(o PageOptions) *view {
 	v.Period = period(c.first.In(o.Zone), c.now.In(o.Zone))
 
 	t := c.Total()
+	served, senders := c.Served()
 	v.Cards = []card{
 		{"full for", Span(c.fullFor), fmt.Sprintf("%d of %d slots or more taken", c.FullFrom(), c.capacity)},
 		{"at worst", fmt.Sprintf("%d of %d", min(c.peak, max(c.capacity, t.Capacity)), c.capacity), "slots taken"},
 		{"would be blocked", number(len(c.rows), "source", "sources"), "in " + number(c.blocks, "block", "blocks")},
 		{"kept away", fmt.Sprint(t.Opened + t.Refused), "connections and attempts"},
-		{"others refused", fmt.Sprint(c.Served()), "that would have found a slot"},
+		{"others refused", fmt.Sprint(served), "of " + number(senders, "sender", "senders") + ", that would have found a slot"},
 		{"accepted", fmt.Sprint(c.accepted), "messages"},
 	}
 	stamp := clockFormat(c.first.In(o.Zone), c.now.In(o.Zone))

@@ -53,9 +53,12 @@ func (c *Collector) Sentence() string {
 		them = "it"
 	}
 	fmt.Fprintf(&s, "; smtpguard would have blocked %s%s.", them, c.when())
-	if n := c.Served(); n > 0 {
-		fmt.Fprintf(&s, " %s of others that %s refused after that would have found a free slot.",
-			number(n, "connection", "connections"), wasWere(n))
+	if n, m := c.Served(); n > 0 {
+		who := "another sender"
+		if m > 1 {
+			who = number(m, "other sender", "other senders")
+		}
+		fmt.Fprintf(&s, " %s of %s that %s refused after that would have found a free slot.", number(n, "connection", "connections"), who, wasWere(n))
 	}
 	return s.String()
 }

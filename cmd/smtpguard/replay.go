@@ -12,6 +12,7 @@ import (
 	"math"
 	"os"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -158,9 +159,16 @@ func (e *env) replay(c *cli.Context) error {
 	}
 	sum.Blocks, sum.Spared, sum.Prevented = r.Blocks(), r.Spared(), r.Prevented()
 	sum.First, sum.Last = sum.First.UTC(), sum.Last.UTC()
+	if sum.Lines == sum.Unparsed { // nothing can be concluded from it
+		what := fmt.Sprintf("none of %s is one of Exim's main log", count(int(sum.Lines), "line", "lines"))
+		if sum.Lines == 0 {
+			what = "there is no line"
+		}
+		err = withHint(fmt.Errorf("%s: %s", strings.Join(c.Args().Slice(), ", "), what), "`exim -bP log_file_path` says where the log is")
+	}
 	if asJSON {
-		err = line.json(sum)
-	} else {
+		err = errors.Join(line.json(sum), err)
+	} else if err == nil {
 		showReplay(out, said, page.incident, sum)
 	}
 	if page.path != "" {
