@@ -249,7 +249,7 @@ func (d *Desk) approve(id, by string, a Approval, auto bool) (Case, error) {
 	}
 	d.learn(now)
 	if now.State != Drafted {
-		return Case{}, fmt.Errorf("%w: %s is %s; drafts are approved", ErrState, now.ID, now.State)
+		return Case{}, fmt.Errorf("%w: %s; drafts are approved", ErrState, now.where())
 	}
 	c := now.clone()
 	m := c.mail()
@@ -356,6 +356,15 @@ func (d *Desk) approveAuto(ctx context.Context) {
 	}
 }
 
+// where says in which state a case is, and why if that is known.
+func (c *Case) where() string {
+	s := fmt.Sprintf("%s is %s", c.ID, c.State)
+	if c.Why != "" {
+		s += " (" + c.Why + ")"
+	}
+	return s
+}
+
 func (c *Case) lastBy() string {
 	if len(c.History) == 0 {
 		return Self
@@ -406,12 +415,12 @@ func (d *Desk) Send(ctx context.Context, id, by string, o SendOptions) (Case, er
 		}
 	}
 	if now.State != Approved {
-		state := now.State
+		state, where := now.State, now.where()
 		d.mu.Unlock()
 		if state == Doubtful {
 			return Case{}, fmt.Errorf("%w: %s", ErrDoubtful, now.Why)
 		}
-		return Case{}, fmt.Errorf("%w: %s is %s; approved ones are sent", ErrState, id, state)
+		return Case{}, fmt.Errorf("%w: %s; approved ones are sent", ErrState, where)
 	}
 	c := now.clone()
 	m := c.mail()

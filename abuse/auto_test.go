@@ -93,7 +93,7 @@ func TestAuto(t *testing.T) {
 			b.o.Refresh = func(id uint64) (Block, bool) {
 				return Block{ID: id, Pardoned: true, Until: testStart.Add(24 * time.Hour)}, true
 			}
-		}, want: "an operator lifted every block", to: a2, state: Withdrawn},
+		}, want: "every block of it was lifted", to: a2, state: Withdrawn},
 		{name: "a person edited the text", drafts: func(b *bench, c Case) {
 			s := "My own words.\n"
 			must(b.Edit(context.Background(), c.ID, "root", Edit{Text: &s}))

@@ -563,7 +563,7 @@ func (d *Desk) learn(c *Case) {
 		return
 	}
 	if len(c.live()) == 0 && c.BlockCount <= len(c.Blocks) {
-		c.Why = "an operator lifted every block of it"
+		c.Why = "every block of it was lifted: by an operator, or because it became allowed"
 		c.move(Withdrawn, Self, c.Why, d.now())
 	} else if m := c.mail(); c.State == Approved && m.Outdated {
 		m.Approved, c.Why = "", "an operator lifted a block of it; it is to be approved again"
