@@ -146,6 +146,7 @@ type Guard struct {
 	selfNews chan struct{}
 	looking  int // names that are being looked up
 	trial    Trial
+	taking   bool // what was only observed waits to be taken up
 	// filterNews is since when names' news wait to be told to the packet
 	// filter, zero if there are none.
 	filterNews time.Time
@@ -359,9 +360,7 @@ func (g *Guard) Run(ctx context.Context) error {
 		return err
 	}
 	if g.enforce {
-		if err := g.takeUp(ctx, time.Now()); err != nil {
-			g.fault("what was asked for by hand while blocks were only observed is not in force", err)
-		}
+		g.enforceNow(ctx)
 	}
 	if g.o.Sockets != nil {
 		g.sample(ctx, time.Now())
@@ -436,6 +435,7 @@ func (g *Guard) Run(ctx context.Context) error {
 			now := time.Now()
 			g.notify("WATCHDOG=1")
 			g.watchTrial(ctx, now)
+			g.takeUpKnown(ctx, now)
 			if g.o.Sockets != nil {
 				every(now, &due.sample, sampleEvery, func() { g.sample(ctx, now) })
 			}

@@ -230,8 +230,18 @@ func (g *Guard) newEnds(ctx context.Context, now time.Time) {
 
 // enforceNow goes over from observing to enforcing.
 func (g *Guard) enforceNow(ctx context.Context) {
-	g.enforce = true
-	if err := g.takeUp(ctx, time.Now()); err != nil {
+	g.enforce, g.taking = true, true
+	g.takeUpKnown(ctx, time.Now())
+}
+
+// takeUpKnown takes up what was only observed, if it still is to be: as
+// verdicts do, it waits for names of the allowlist that nothing is known of.
+func (g *Guard) takeUpKnown(ctx context.Context, now time.Time) {
+	if g.taking = g.taking && g.enforce; !g.taking || g.namesAwaited(now) {
+		return
+	}
+	g.taking = false
+	if err := g.takeUp(ctx, now); err != nil {
 		g.fault("what was asked for by hand while blocks were only observed is not in force", err)
 	}
 }
