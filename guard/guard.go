@@ -130,9 +130,9 @@ type Guard struct {
 	logs    []*logState
 	table   table // what the socket table showed lately
 	pending []pending
-	unsaved []*store.Block // in force, but the store could not be written
-	slow    []slow         // blocks whose connections are not gone yet
-	upkeep  atomic.Bool    // the store is tidied up in the background
+	owed    owed        // to the store, which could not be written
+	slow    []slow      // blocks whose connections are not gone yet
+	upkeep  atomic.Bool // the store is tidied up in the background
 	drift   drift
 	started time.Time
 	count   Counters
@@ -506,6 +506,7 @@ func (g *Guard) finish() {
 		l.moved = l.moved || l.next != l.saved
 	}
 	g.savePositions()
+	_ = g.settle()
 	_ = g.saveGood()
 }
 

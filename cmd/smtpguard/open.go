@@ -184,9 +184,12 @@ func hint(err error) string {
 	var r *guard.Refusal
 	var cov *guard.CoveredError
 	var still *guard.StillDroppedError
+	var owed *guard.OwedError
 	switch {
 	case errors.As(err, &still) && still.Alone:
 		return "`smtpguard firewall sync` goes on, and so does the next start of the daemon"
+	case errors.As(err, &owed):
+		return "make room where the store is (`df -h`), then say it again"
 	case errors.As(err, &h):
 		return h.hint
 	case errors.As(err, &r):
