@@ -44,11 +44,22 @@ func TestReloadFilterFails(t *testing.T) {
 		// A fault in the rules, which only the detector finds: all is as before.
 		p.Allow = nil
 		p.Rules = []detector.Rule{{Name: "no window"}}
+		p.Capacity = 20
 		if done, err = w.g.Reload(t.Context(), &p); err == nil || done.Undone != nil {
 			t.Errorf("%+v, %v", done, err)
 		}
 		if o := w.block("203.0.113.7/32", time.Hour); o.Refused == "" {
 			t.Errorf("a policy that was not taken counts: %+v", o)
+		}
+		if c := w.status().Capacity; c != 100 {
+			t.Errorf("a policy that was not taken counts: %d slots", c)
+		}
+		p.Rules = nil // another detector
+		if _, err := w.g.Reload(t.Context(), &p); err != nil {
+			t.Error(err)
+		}
+		if s := w.status(); s.Capacity != 20 || s.CapacityFrom != "the policy" {
+			t.Errorf("%d slots by %s", s.Capacity, s.CapacityFrom)
 		}
 	})
 }
