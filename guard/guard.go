@@ -715,7 +715,8 @@ func (g *Guard) renewFilter(ctx context.Context) error {
 }
 
 // openFilter puts another packet filter in the place of the one in use. After
-// an error that one goes on.
+// an error that one goes on; also where the other one would drop nothing, and
+// this one did not let go of everything.
 func (g *Guard) openFilter(ctx context.Context, allow []netip.Prefix, entries int) error {
 	now := time.Now()
 	var filled error
@@ -726,6 +727,13 @@ func (g *Guard) openFilter(ctx context.Context, allow []netip.Prefix, entries in
 			var part *firewall.PartialError
 			if filled = fw.Replace(ctx, g.wanted(now)); filled != nil && !errors.As(filled, &part) {
 				err = filled
+			}
+		}
+		if err == nil && g.caps.Real && !caps.Real { // nobody would look after what is in there
+			if n := len(g.wanted(now)); n > 0 {
+				err = fmt.Errorf("it holds %d blocks that the store does not have", n)
+			} else {
+				err = g.fw.Replace(ctx, nil)
 			}
 		}
 		if err != nil {
