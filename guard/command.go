@@ -256,16 +256,38 @@ func (g *Guard) lift(ctx context.Context, out []store.Block, now time.Time) erro
 // exchange is lift of the blocks out, and in the same step the beginning of
 // those that go on in their place.
 func (g *Guard) exchange(ctx context.Context, out []store.Block, made []*store.Block, now time.Time) error {
+	if err := g.writeExchange(out, made, now); err != nil {
+		return fmt.Errorf("the end could not be written down, and everything is as before: %w", err)
+	}
+	return g.exchanged(ctx, out, made, now)
+}
+
+// exchangeAnyway is exchange for the sake of those who must not be blocked,
+// whatever the disk says: what cannot be written down is owed to the store.
+func (g *Guard) exchangeAnyway(ctx context.Context, out []store.Block, made []*store.Block, now time.Time, why string) error {
+	err := g.writeExchange(out, made, now)
+	if err != nil {
+		g.fault(why, err)
+		g.owe(out, made)
+		err = &OwedError{Alone: g.alone(), Err: err}
+	}
+	return errors.Join(err, g.exchanged(ctx, out, made, now))
+}
+
+// writeExchange sets Lifted of the blocks out, and writes them and those made
+// down.
+func (g *Guard) writeExchange(out []store.Block, made []*store.Block, now time.Time) error {
 	// The lines that led to the blocks must not be read again after a crash:
 	// they would make the same blocks once more, against the operator's word.
 	g.savePositions()
 	for i := range out {
 		out[i].Lifted = now
 	}
-	saved := slices.DeleteFunc(slices.Clone(out), func(b store.Block) bool { return b.ID == 0 })
-	if err := g.o.Store.Replace(saved, made); err != nil {
-		return fmt.Errorf("the end could not be written down, and everything is as before: %w", err)
-	}
+	return g.write(written(out), made)
+}
+
+// exchanged is what exchange does in memory and in the packet filter.
+func (g *Guard) exchanged(ctx context.Context, out []store.Block, made []*store.Block, now time.Time) error {
 	var b firewall.Batch
 	var told []Decision
 	for _, o := range out {
@@ -300,16 +322,21 @@ func (g *Guard) exchange(ctx context.Context, out []store.Block, made []*store.B
 		g.drift.suspect = true
 		left := slices.DeleteFunc(b.Unset, func(p netip.Prefix) bool { return !g.drift.holds(p) })
 		slices.SortFunc(left, netip.Prefix.Compare)
-		g.runMu.Lock()
-		alone := g.runCtx == nil
-		g.runMu.Unlock()
-		return &StillDroppedError{Prefixes: left, Alone: alone, Err: err}
+		return &StillDroppedError{Prefixes: left, Alone: g.alone(), Err: err}
 	}
 	return nil
 }
 
-// StillDroppedError says that blocks are lifted, which is written down, and that
-// the packet filter did not let go of some of them.
+// alone reports whether no daemon runs.
+func (g *Guard) alone() bool {
+	g.runMu.Lock()
+	defer g.runMu.Unlock()
+	return g.runCtx == nil
+}
+
+// StillDroppedError says that blocks are lifted, and that the packet filter did
+// not let go of some of them; or, without Prefixes, that it let go of all, but
+// did not take every block that goes on in their place.
 type StillDroppedError struct {
 	Prefixes []netip.Prefix
 	// Alone: no daemon runs, and nobody tries again by himself.
@@ -322,7 +349,10 @@ func (e *StillDroppedError) Error() string {
 	if e.Alone {
 		next = "no daemon runs that would try again"
 	}
-	return fmt.Sprintf("the end is written down, but the packet filter still drops %s; %s: %v", firewall.Some(e.Prefixes), next, e.Err)
+	if len(e.Prefixes) == 0 {
+		return fmt.Sprintf("the packet filter does not hold every block that goes on; %s: %v", next, e.Err)
+	}
+	return fmt.Sprintf("lifted, but the packet filter still drops %s; %s: %v", firewall.Some(e.Prefixes), next, e.Err)
 }
 
 func (e *StillDroppedError) Unwrap() error { return e.Err }
@@ -371,6 +401,7 @@ func (g *Guard) History(ctx context.Context, p netip.Prefix) (list []BlockInfo, 
 		if !g.unreadable("blocks", err) {
 			err = nil
 		}
+		g.owed.asIs(past)
 		installed := g.installed(ctx)
 		for _, b := range past {
 			list = append(list, g.info(b, installed, now))

@@ -333,7 +333,7 @@ func TestCrash(t *testing.T) {
 
 	r := rand.New(rand.NewPCG(seed, 0))
 	m := crashModel{t: t, path: filepath.Join(dir, "s.db"),
-		made: make(map[uint64]store.Block), lifted: make(map[uint64]bool), allow: make(map[netip.Prefix]bool),
+		made: make(map[uint64]store.Block), lifted: make(map[uint64]bool), unsure: make(map[uint64]bool), allow: make(map[netip.Prefix]bool),
 		force: make(map[netip.Prefix]store.Block), sources: make(map[netip.Prefix]uint64)}
 	for round := 0; round < rounds && !t.Failed(); round++ {
 		m.round = round
@@ -514,6 +514,7 @@ type crashModel struct {
 
 	made    map[uint64]store.Block       // all that operators made
 	lifted  map[uint64]bool              // all whose end was acknowledged
+	unsure  map[uint64]bool              // all that may have run out before the start that had to lift them
 	allow   map[netip.Prefix]bool        // the allowlist
 	force   map[netip.Prefix]store.Block // what operators made and nobody ended
 	sources map[netip.Prefix]uint64      // blocks by the log
@@ -570,7 +571,12 @@ func (m *crashModel) started(s crashState) {
 	for p, b := range m.force {
 		if m.allowed(p) {
 			delete(m.force, p) // the allow was under way at the kill, and has won
-			m.lifted[b.ID] = true
+			if b.Until.After(s.From) {
+				m.lifted[b.ID] = true
+			} else {
+				m.ranOut++
+				m.unsure[b.ID] = true
+			}
 		}
 	}
 	allow := slices.SortedFunc(maps.Keys(m.allow), netip.Prefix.Compare)
@@ -704,6 +710,9 @@ func (m *crashModel) killed() {
 		m.cut++
 		m.half(st, under, now)
 	}
+	for id := range m.unsure {
+		m.is(st, id)
+	}
 	for _, w := range m.acks {
 		for _, b := range slices.Concat(w.Made, w.Lifted) {
 			m.is(st, b.ID)
@@ -761,6 +770,10 @@ func (m *crashModel) is(st *store.Store, id uint64) {
 	}
 	if want, ok := m.made[id]; ok && (b.Prefix != want.Prefix || b.By != want.By || !b.Since.Equal(want.Since) || !b.Until.Equal(want.Until)) {
 		m.errorf("a block in the store is %+v, was acknowledged as %+v", b, want)
+	}
+	if m.unsure[id] { // as it was found, from now on
+		m.lifted[id] = !b.Lifted.IsZero()
+		delete(m.unsure, id)
 	}
 	// One that has run out, but was not swept yet, may be lifted all the same.
 	if m.lifted[id] == b.Lifted.IsZero() && (m.lifted[id] || b.Lifted.Before(b.Until)) {

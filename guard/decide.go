@@ -218,7 +218,7 @@ const unsavedFor = 10 * time.Minute
 // If the packet filter does not take them, the blocks are written down, are
 // shown as not in force, and are tried again.
 func (g *Guard) apply(ctx context.Context, made []*store.Block, replaced []store.Block, since []time.Time, now time.Time) error {
-	if err := g.o.Store.Replace(replaced, made); err != nil {
+	if err := g.write(replaced, made); err != nil {
 		g.fault("writing blocks down", err)
 		if since == nil || !g.enforce {
 			for _, b := range made {
@@ -231,8 +231,8 @@ func (g *Guard) apply(ctx context.Context, made []*store.Block, replaced []store
 			if end := now.Add(unsavedFor).Truncate(time.Second); end.Before(b.Until) {
 				b.Until = end
 			}
-			g.unsaved = append(g.unsaved, b)
 		}
+		g.owe(replaced, made)
 	}
 	var batch firewall.Batch
 	var prefixes []netip.Prefix
@@ -333,25 +333,6 @@ func (g *Guard) save(upd []store.Block, what string) {
 	}
 }
 
-// saveUnsaved writes down the blocks that could not be when they were made.
-func (g *Guard) saveUnsaved() {
-	g.unsaved = slices.DeleteFunc(g.unsaved, func(b *store.Block) bool {
-		now, ok := g.blocks.get(b.Prefix)
-		return !ok || now.ID != 0 || !now.Since.Equal(b.Since)
-	})
-	if len(g.unsaved) == 0 {
-		return
-	}
-	if err := g.o.Store.Add(g.unsaved...); err != nil {
-		return // told when they were made, and in the warnings of status
-	}
-	for _, b := range g.unsaved {
-		g.blocks.put(*b)
-	}
-	g.log.Info("blocks that could not be written down are now", "blocks", len(g.unsaved))
-	g.unsaved = nil
-}
-
 func (g *Guard) noteBlock(b store.Block, what Outcome) {
 	d := Decision{Time: b.Since, Prefix: b.Prefix, What: what, Why: b.Reason, Until: b.Until}
 	if b.Verdict != nil {
@@ -379,7 +360,7 @@ func (g *Guard) tellLate() {
 // positions.
 func (g *Guard) sweep(ctx context.Context, now time.Time) bool {
 	g.savePositions()
-	g.saveUnsaved()
+	_ = g.settle() // told when it came to that, and in the warnings of status
 	g.tellLate()
 	out := g.blocks.expire(now)
 	if len(out) == 0 {

@@ -228,7 +228,7 @@ const pulseEvery = time.Second
 
 func (g *Guard) pulse(now time.Time) Pulse {
 	p := Pulse{Time: now, Enforce: g.enforce, Count: g.det.Count(), Pressure: g.det.Pressure(), Holders: g.holders(10),
-		Blocks: g.blocks.classes(), Pending: len(g.pending), Unsaved: len(g.unsaved), Confirm: g.o.Sockets != nil, Usable: g.table.usable,
+		Blocks: g.blocks.classes(), Pending: len(g.pending), Unsaved: len(g.owed.began), Confirm: g.o.Sockets != nil, Usable: g.table.usable,
 		Backend: g.fw.Name(), Real: g.caps.Real, Agrees: g.drift.trouble() == nil, Missing: len(g.drift.failed), Lingering: len(g.drift.lingers),
 		Repairs: g.drift.repairs, Dropped: Dropped{Packets: g.dropped.Packets, Bytes: g.dropped.Bytes}, Counters: g.count, Detector: g.det.Stats()}
 	p.Capacity, _ = g.det.Capacity()

@@ -16,7 +16,8 @@ import (
 // its parts, in the same step.
 //
 // It returns the blocks that changed: first those that ended, whose Lifted is
-// set, then the parts.
+// set, then the parts. An error says what store or packet filter do not have of
+// that yet.
 func (g *Guard) liftAllowed(ctx context.Context) ([]store.Block, error) {
 	now := time.Now()
 	var out []store.Block
@@ -73,17 +74,11 @@ func (g *Guard) liftAllowed(ctx context.Context) ([]store.Block, error) {
 	if len(out) == 0 {
 		return nil, nil
 	}
-	if err := g.exchange(ctx, out, order, now); err != nil {
-		// Whoever must not be blocked is not, whatever the disk says: a restart
-		// finds the blocks again, and lifts them before it does anything else.
-		g.fault("lifting blocks of what is allowed", err)
-		g.letGo(ctx, out)
-		return nil, err
-	}
+	err := g.exchangeAnyway(ctx, out, order, now, "lifting blocks of what is allowed")
 	for _, b := range order {
 		out = append(out, *b)
 	}
-	return out, nil
+	return out, err
 }
 
 // supersedes reports whether of two blocks of one prefix b is the one to keep:

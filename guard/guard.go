@@ -130,9 +130,9 @@ type Guard struct {
 	logs    []*logState
 	table   table // what the socket table showed lately
 	pending []pending
-	unsaved []*store.Block // in force, but the store could not be written
-	slow    []slow         // blocks whose connections are not gone yet
-	upkeep  atomic.Bool    // the store is tidied up in the background
+	owed    owed        // to the store, which could not be written
+	slow    []slow      // blocks whose connections are not gone yet
+	upkeep  atomic.Bool // the store is tidied up in the background
 	drift   drift
 	started time.Time
 	count   Counters
@@ -146,6 +146,7 @@ type Guard struct {
 	selfNews chan struct{}
 	looking  int // names that are being looked up
 	trial    Trial
+	taking   bool // what was only observed waits to be taken up
 	// filterNews is since when names' news wait to be told to the packet
 	// filter, zero if there are none.
 	filterNews time.Time
@@ -359,9 +360,7 @@ func (g *Guard) Run(ctx context.Context) error {
 		return err
 	}
 	if g.enforce {
-		if err := g.takeUp(ctx, time.Now()); err != nil {
-			g.fault("what was asked for by hand while blocks were only observed is not in force", err)
-		}
+		g.enforceNow(ctx)
 	}
 	if g.o.Sockets != nil {
 		g.sample(ctx, time.Now())
@@ -436,6 +435,7 @@ func (g *Guard) Run(ctx context.Context) error {
 			now := time.Now()
 			g.notify("WATCHDOG=1")
 			g.watchTrial(ctx, now)
+			g.takeUpKnown(ctx, now)
 			if g.o.Sockets != nil {
 				every(now, &due.sample, sampleEvery, func() { g.sample(ctx, now) })
 			}
@@ -506,6 +506,7 @@ func (g *Guard) finish() {
 		l.moved = l.moved || l.next != l.saved
 	}
 	g.savePositions()
+	_ = g.settle()
 	_ = g.saveGood()
 }
 
@@ -714,7 +715,8 @@ func (g *Guard) renewFilter(ctx context.Context) error {
 }
 
 // openFilter puts another packet filter in the place of the one in use. After
-// an error that one goes on.
+// an error that one goes on; also where the other one would drop nothing, and
+// this one did not let go of everything.
 func (g *Guard) openFilter(ctx context.Context, allow []netip.Prefix, entries int) error {
 	now := time.Now()
 	var filled error
@@ -725,6 +727,13 @@ func (g *Guard) openFilter(ctx context.Context, allow []netip.Prefix, entries in
 			var part *firewall.PartialError
 			if filled = fw.Replace(ctx, g.wanted(now)); filled != nil && !errors.As(filled, &part) {
 				err = filled
+			}
+		}
+		if err == nil && g.caps.Real && !caps.Real { // nobody would look after what is in there
+			if n := len(g.wanted(now)); n > 0 {
+				err = fmt.Errorf("it holds %d blocks that the store does not have", n)
+			} else {
+				err = g.fw.Replace(ctx, nil)
 			}
 		}
 		if err != nil {

@@ -36,9 +36,8 @@ func (g *Guard) Reload(ctx context.Context, p *policy.Policy) (r Reloaded, err e
 		}
 		differ("logs", old.Logs, p.Logs)
 		differ("zone", old.Zone, p.Zone)
-		if p.Capacity > 0 && p.Capacity != old.Capacity {
-			g.setCapacity(p.Capacity, "the policy")
-		} else if p.Capacity == 0 && old.Capacity > 0 {
+		capacity := p.Capacity > 0 && p.Capacity != old.Capacity
+		if p.Capacity == 0 && old.Capacity > 0 {
 			r.Restart = append(r.Restart, "capacity")
 		}
 		differ("confirm", old.Confirm, p.Confirm)
@@ -59,6 +58,9 @@ func (g *Guard) Reload(ctx context.Context, p *policy.Policy) (r Reloaded, err e
 		if !reflect.DeepEqual(old.Rules, p.Rules) || old.Saturation != p.Saturation || old.KnownGood != p.KnownGood || old.Memory != p.Memory {
 			o := g.o
 			o.Policy = &merged
+			if capacity {
+				o.Capacity = p.Capacity
+			}
 			det, e := newDetector(o)
 			if e != nil {
 				err = e
@@ -73,6 +75,9 @@ func (g *Guard) Reload(ctx context.Context, p *policy.Policy) (r Reloaded, err e
 			}
 			g.det = det
 			_, _ = g.resume("the policy was changed", time.Now())
+		}
+		if capacity { // the policy is taken from here on
+			g.setCapacity(p.Capacity, "the policy")
 		}
 		g.policy, g.gate.block = &merged, merged.Block
 		g.syncNames(time.Now())

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/smtpguard/smtpguard/detector"
+	"github.com/smtpguard/smtpguard/firewall"
 	"github.com/smtpguard/smtpguard/policy"
 )
 
@@ -44,11 +45,22 @@ func TestReloadFilterFails(t *testing.T) {
 		// A fault in the rules, which only the detector finds: all is as before.
 		p.Allow = nil
 		p.Rules = []detector.Rule{{Name: "no window"}}
+		p.Capacity = 20
 		if done, err = w.g.Reload(t.Context(), &p); err == nil || done.Undone != nil {
 			t.Errorf("%+v, %v", done, err)
 		}
 		if o := w.block("203.0.113.7/32", time.Hour); o.Refused == "" {
 			t.Errorf("a policy that was not taken counts: %+v", o)
+		}
+		if c := w.status().Capacity; c != 100 {
+			t.Errorf("a policy that was not taken counts: %d slots", c)
+		}
+		p.Rules = nil // another detector
+		if _, err := w.g.Reload(t.Context(), &p); err != nil {
+			t.Error(err)
+		}
+		if s := w.status(); s.Capacity != 20 || s.CapacityFrom != "the policy" {
+			t.Errorf("%d slots by %s", s.Capacity, s.CapacityFrom)
 		}
 	})
 }
@@ -84,5 +96,57 @@ func TestReloadModeFails(t *testing.T) {
 		}
 		w.block("203.0.113.1/32", time.Hour)
 		w.want("203.0.113.1/32")
+	})
+}
+
+// In mode: observe, when the last block is lifted, the packet filter gives way
+// to one that drops nothing; not before it has let go of everything.
+func TestFilterGivesWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		c := &clinging{broken: broken{Firewall: firewall.NewMemory(firewall.Options{})}}
+		w.st.Close()
+		w.fw = c
+		w.start()
+		defer w.run()()
+		w.block("198.51.100.7/32", 24*time.Hour)
+		p := *w.policy
+		p.Mode = policy.Observe
+		if _, err := w.g.Reload(t.Context(), &p); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.g.do(t.Context(), func(context.Context) {
+			w.g.o.OpenFirewall = func(context.Context, []netip.Prefix, int) (firewall.Firewall, error) {
+				return firewall.NewMemory(firewall.Options{}), nil
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+		c.at.Store(true)
+		if _, err := w.g.Unblock(t.Context(), netip.Prefix{}, "root"); err == nil {
+			t.Error("it clings, and nobody is told")
+		}
+		p.Allow = []policy.AllowEntry{{Prefix: netip.MustParsePrefix("203.0.113.7/32"), Why: "policy.yaml:3:4"}}
+		if r, err := w.g.Reload(t.Context(), &p); err != nil || r.Undone == nil {
+			t.Errorf("%+v, %v", r, err)
+		}
+		time.Sleep(3 * selfEvery)
+		w.want("198.51.100.7/32")
+		if f := w.status().Firewall; f.Agrees || len(f.Lingering) != 1 {
+			t.Errorf("%+v", f)
+		}
+		c.at.Store(false)
+		time.Sleep(2 * selfEvery)
+		w.want("")
+		if real := w.status().Firewall; real.Backend != firewall.Memory || !real.Agrees {
+			t.Errorf("%+v", real)
+		}
+		if err := w.g.do(t.Context(), func(context.Context) {
+			if w.g.caps.Real {
+				t.Error("it did not give way")
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
 	})
 }

@@ -323,9 +323,7 @@ func (g *Guard) warnings(ctx context.Context, s Status) []string {
 	if c := s.Firewall.CSF; c != nil && c.Error != "" {
 		w = append(w, "CSF is not told of every block, which are in force all the same: "+c.Error)
 	}
-	if n := len(g.unsaved); n > 0 {
-		w = append(w, fmt.Sprintf("%d blocks could not be written down (is the disk full?); they are in force for %s at most, and a restart forgets them", n, unsavedFor))
-	}
+	w = append(w, g.owedWarnings()...)
 	if s.Counters.Leaks > 0 {
 		w = append(w, "blocked sources still reach the server")
 	}

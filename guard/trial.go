@@ -82,8 +82,14 @@ func (g *Guard) loadTrial() {
 	}
 }
 
+// saveTrial writes down how far the trial is, and never before the ends of
+// blocks that an earlier step of it lifted: a restart would bring them back.
 func (g *Guard) saveTrial(t Trial) error {
-	v, err := json.Marshal(t)
+	err := g.settle()
+	var v []byte
+	if err == nil {
+		v, err = json.Marshal(t)
+	}
 	if err == nil {
 		err = g.o.Store.SetMeta(keyTrial, v)
 	}
@@ -160,28 +166,8 @@ func (g *Guard) liftAll(ctx context.Context, why string, now time.Time) int {
 	if len(out) == 0 {
 		return 0
 	}
-	if err := g.lift(ctx, out, now); err != nil {
-		g.fault("lifting every block: "+why, err)
-		g.letGo(ctx, out)
-	}
+	_ = g.exchangeAnyway(ctx, out, nil, now, "lifting every block: "+why) // told, and tried again
 	return len(out)
-}
-
-// letGo takes blocks out of memory and the packet filter though the store
-// still has them.
-func (g *Guard) letGo(ctx context.Context, out []store.Block) {
-	var b firewall.Batch
-	for _, o := range out {
-		if now, ok := g.blocks.get(o.Prefix); !ok || now.Observed {
-			continue
-		}
-		g.blocks.remove(o.Prefix)
-		g.drift.forget(o.Prefix)
-		b.Unset = append(b.Unset, o.Prefix)
-	}
-	if len(b.Unset) > 0 && g.change(ctx, b) != nil {
-		g.drift.suspect = true
-	}
 }
 
 // ErrNoTrial: there is nothing that waits for the operator's word.
@@ -230,8 +216,18 @@ func (g *Guard) newEnds(ctx context.Context, now time.Time) {
 
 // enforceNow goes over from observing to enforcing.
 func (g *Guard) enforceNow(ctx context.Context) {
-	g.enforce = true
-	if err := g.takeUp(ctx, time.Now()); err != nil {
+	g.enforce, g.taking = true, true
+	g.takeUpKnown(ctx, time.Now())
+}
+
+// takeUpKnown takes up what was only observed, if it still is to be: as
+// verdicts do, it waits for names of the allowlist that nothing is known of.
+func (g *Guard) takeUpKnown(ctx context.Context, now time.Time) {
+	if g.taking = g.taking && g.enforce; !g.taking || g.namesAwaited(now) {
+		return
+	}
+	g.taking = false
+	if err := g.takeUp(ctx, now); err != nil {
 		g.fault("what was asked for by hand while blocks were only observed is not in force", err)
 	}
 }

@@ -88,7 +88,7 @@ left synced:
 	want := regexp.MustCompile(`^(CSF makes a few changes a second: \d+ of 14 are made .*\n)+blocked: 14 bans, 14 rules
 unblock: exit 1
 lifted and left: 14
-(CSF makes .*\n)*smtpguard: the end is written down, but the packet filter still drops THESE; no daemon runs that would try again: having CSF unblock ONE: context canceled
+(CSF makes .*\n)*smtpguard: lifted, but the packet filter still drops THESE; no daemon runs that would try again: having CSF unblock ONE: context canceled
 hint: ` + "`smtpguard firewall sync` goes on, and so does the next start of the daemon" + `
 the packet filter holds 0 blocks
 synced: 0 bans, 0 rules

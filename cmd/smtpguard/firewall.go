@@ -215,6 +215,12 @@ func csfTeller(p *policy.Policy, progress func(done, of int)) (guard.Teller, err
 // metaBackend is where the store remembers which backend is in use.
 const metaBackend = "backend"
 
+// backendKnown reports whether the store names a backend that may drop packets.
+func backendKnown(st *store.Store) bool {
+	v, err := st.Meta(metaBackend)
+	return err == nil && len(v) > 0 && string(v) != firewall.Memory
+}
+
 // leaveOldBackend takes our entries out of the backend that was in use before
 // this one: nothing would lift them there before their time. It comes after
 // the new one has them.

@@ -138,23 +138,34 @@ func (e *env) guard(c *cli.Context) (control.Guard, error) {
 // why it is this one. enforce is whether the mode is enforce, which a reload
 // can change. In observe mode it is one that drops nothing, unless
 // blocks of an earlier enforce mode are still in force: those stay until they
-// end or are lifted. progress is firewall.Options.Progress.
+// end or are lifted. Where they are not, the one that was in use before can
+// still drop what it did not let go of: a daemon leaves it (leaveOldBackend),
+// and a command without one, which has no tell, works on it.
+// progress is firewall.Options.Progress.
 func openFirewall(p *policy.Policy, enforce *atomic.Bool, st *store.Store, tell func(why string), progress func(done, of int)) func(context.Context, []netip.Prefix, int) (firewall.Firewall, error) {
 	return func(ctx context.Context, allow []netip.Prefix, entries int) (firewall.Firewall, error) {
-		name, why := string(p.Firewall.Backend), ""
+		name, why, idle := string(p.Firewall.Backend), "", false
 		if !enforce.Load() {
 			old, err := st.InForce(time.Now())
 			if err != nil {
 				return nil, err
 			}
-			if len(old) == 0 {
+			if idle = len(old) == 0; idle && (tell != nil || !backendKnown(st)) {
 				name, why = firewall.Memory, "mode: observe"
 			}
 		}
-		fw, chosen, err := firewall.Open(ctx, name, firewall.Options{
-			Ports: p.BlockedPorts(), MaxEntries: entries, Hook: string(p.Firewall.Hook), Allow: allow, State: filepath.Dir(p.Store.Path), Progress: progress})
+		o := firewall.Options{
+			Ports: p.BlockedPorts(), MaxEntries: entries, Hook: string(p.Firewall.Hook), Allow: allow, State: filepath.Dir(p.Store.Path), Progress: progress}
+		fw, chosen, err := firewall.Open(ctx, name, o)
+		if idle && errors.Is(err, firewall.ErrUnavailable) { // gone since
+			fw, chosen, err = firewall.Open(ctx, firewall.Memory, o)
+		}
 		if err != nil {
 			return nil, err
+		}
+		if fw.Name() != firewall.Memory && !backendKnown(st) {
+			// Before it drops anything. Without the note it blocks all the same.
+			_ = st.SetMeta(metaBackend, []byte(fw.Name()))
 		}
 		if tell != nil {
 			tell(cmp.Or(why, chosen))
@@ -184,9 +195,12 @@ func hint(err error) string {
 	var r *guard.Refusal
 	var cov *guard.CoveredError
 	var still *guard.StillDroppedError
+	var owed *guard.OwedError
 	switch {
 	case errors.As(err, &still) && still.Alone:
 		return "`smtpguard firewall sync` goes on, and so does the next start of the daemon"
+	case errors.As(err, &owed):
+		return "make room where the store is (`df -h`), then say it again"
 	case errors.As(err, &h):
 		return h.hint
 	case errors.As(err, &r):

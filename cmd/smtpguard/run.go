@@ -228,9 +228,7 @@ func (e *env) run(c *cli.Context) (err error) {
 			return
 		case <-ready:
 		}
-		if p.Mode == policy.Enforce {
-			leaveOldBackend(ctx, p, st, g.Backend(), log)
-		}
+		leaveOldBackend(ctx, p, st, g.Backend(), log)
 		for {
 			select {
 			case <-ctx.Done():

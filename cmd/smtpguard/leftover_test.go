@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// TestLeftInKernel: what a killed daemon left in the kernel and the store calls
+// lifted is dropped no longer in mode: observe either, whether a daemon starts,
+// or reloads, or a command without one makes the packet filter what it should
+// be. The kernel is one of a network namespace; that blocks are lifted without
+// it is done by a command in another.
+func TestLeftInKernel(t *testing.T) {
+	if os.Geteuid() != 0 {
+		skip(t, errors.New("network namespaces need root"))
+	}
+	for _, c := range []string{"unshare", "nft"} {
+		if _, err := exec.LookPath(c); err != nil {
+			skip(t, err)
+		}
+	}
+	const begin = `set -eu
+dir=$1
+left() { echo "$1: $(nft list ruleset | grep -c 198.51.100.7 || :) in the kernel"; }
+policy() { sed "s/MODE/$1/" "$dir/policy.in" >"$dir/policy.yaml"; }
+ready() { for i in $(seq 1500); do smtpguard status >/dev/null 2>&1 && return; sleep 0.02; done; echo "no daemon"; }
+: >"$dir/main.log"
+policy enforce
+smtpguard run 2>>"$dir/run.log" &
+p=$!
+ready
+smtpguard block 198.51.100.7 --for 1h >/dev/null
+left blocked
+`
+	const lifted = `kill -KILL $p
+{ wait $p || :; } 2>/dev/null
+rm -f "$dir/s.sock"
+unshare --net smtpguard unblock 198.51.100.7 >/dev/null
+left lifted
+policy observe
+`
+	for name, c := range map[string]struct{ story, want string }{
+		"start": {begin + lifted + `smtpguard run 2>>"$dir/run.log" &
+p=$!
+ready
+for i in $(seq 500); do nft list ruleset | grep -q 198.51.100.7 || break; sleep 0.02; done
+left observed
+kill -TERM $p
+wait $p || :
+`, "blocked: 1 in the kernel\nlifted: 1 in the kernel\nobserved: 0 in the kernel\n"},
+		"alone": {begin + lifted + `smtpguard firewall sync
+left synced
+`, "blocked: 1 in the kernel\nlifted: 1 in the kernel\nthe packet filter holds 0 blocks\nsynced: 0 in the kernel\n"},
+		// Where enforcing began with a reload, what observed before must not have
+		// been taken for all there ever was.
+		"after a reload": {`set -eu
+dir=$1
+sed "s/MODE/observe/" "$dir/policy.in" >"$dir/policy.yaml"
+: >"$dir/main.log"
+smtpguard run 2>>"$dir/run.log" &
+first=$!
+for i in $(seq 1500); do smtpguard status >/dev/null 2>&1 && break; sleep 0.02; done
+sed "s/MODE/enforce/" "$dir/policy.in" >"$dir/policy.yaml"
+kill -HUP $first
+for i in $(seq 1500); do smtpguard status | grep -qi enforce && break; sleep 0.02; done
+left() { echo "$1: $(nft list ruleset | grep -c 198.51.100.7 || :) in the kernel"; }
+policy() { sed "s/MODE/$1/" "$dir/policy.in" >"$dir/policy.yaml"; }
+ready() { for i in $(seq 1500); do smtpguard status >/dev/null 2>&1 && return; sleep 0.02; done; echo "no daemon"; }
+smtpguard block 198.51.100.7 --for 1h >/dev/null
+left blocked
+p=$first
+` + lifted + `smtpguard run 2>>"$dir/run.log" &
+p=$!
+ready
+for i in $(seq 500); do nft list ruleset | grep -q 198.51.100.7 || break; sleep 0.02; done
+left observed
+kill -TERM $p
+wait $p || :
+`, "blocked: 1 in the kernel\nlifted: 1 in the kernel\nobserved: 0 in the kernel\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			for name, text := range map[string]string{
+				"policy.in": "mode: MODE\nconfirm: off\nlogs: [" + dir + "/main.log]\nfirewall: {backend: nftables}\nstore: {path: " + dir + "/s.db}\ncontrol: {socket: " + dir + "/s.sock}\n",
+				"story":     c.story,
+			} {
+				if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			cmd := exec.CommandContext(ctx, "unshare", "--net", "--pid", "--fork", "--kill-child", "sh", filepath.Join(dir, "story"), dir)
+			cmd.Env = append(os.Environ(), "SMTPGUARD_POLICY="+dir+"/policy.yaml")
+			out, err := cmd.CombinedOutput()
+			if err != nil || string(out) != c.want {
+				log, _ := os.ReadFile(filepath.Join(dir, "run.log"))
+				t.Errorf("%v\n%swant\n%s\nthe daemons said:\n%s", err, out, c.want, log)
+			}
+		})
+	}
+}
