@@ -54,7 +54,7 @@ func (e *env) reportsCommand() *cli.Command {
 				}},
 			{Name: "close", Usage: "nothing more is expected", ArgsUsage: "ID", Flags: []cli.Flag{note}, Action: e.reportsEnd(control.Reports.CloseReport)},
 			{Name: "withdraw", Usage: "it should not be reported, nor what comes from its network for reports.withdrawn", ArgsUsage: "ID", Flags: []cli.Flag{note}, Action: e.reportsEnd(control.Reports.WithdrawReport)},
-			{Name: "reopen", Usage: "take back withdraw: the network is reported again", ArgsUsage: "ID", Action: e.reportsReopen},
+			{Name: "reopen", Usage: "take back withdraw or close: the network is reported again", ArgsUsage: "ID", Action: e.reportsReopen},
 			{Name: "export", Usage: "write all of a report into a new directory in DIR", ArgsUsage: "ID DIR", Action: e.reportsExport},
 			{Name: "receive", Usage: "read bounces and answers: a mail or a mailbox (-: standard input)", ArgsUsage: "FILE", Action: e.reportsReceive},
 		},
