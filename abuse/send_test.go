@@ -280,6 +280,7 @@ func TestSendmailFails(t *testing.T) {
 	}{
 		{name: "there is none", change: func(c *Config) { c.Delivery.Program = "/nonexistent/sendmail" }, state: Approved, why: "not sent: starting"},
 		{name: "it fails", extra: "echo no such configuration >&2; exit 1", state: Doubtful, why: "no such configuration"},
+		{name: "it was called wrongly", extra: "echo unknown option >&2; exit 64", state: Approved, why: "did not take it: exit status 64: unknown option"},
 		{name: "it hangs", extra: "exec sleep 600", change: func(c *Config) { c.Delivery.Timeout = 300 * time.Millisecond }, state: Doubtful, why: "did not end"},
 		{name: "a child holds the pipe", extra: "sleep 30 & exit 0", state: Sent},
 	} {
