@@ -199,7 +199,7 @@ func (d *Desk) next(c *Case) Contact {
 func (c *Case) told(addr string) bool {
 	for _, m := range c.Mails {
 		for _, a := range m.Attempts {
-			if a.mayHaveLeft() && (sameAddr(addr, m.To.Address) || sameAddr(addr, m.Cc.Address)) {
+			if a.mayHaveLeft() && a.to(addr) {
 				return true
 			}
 		}
@@ -465,11 +465,11 @@ func (d *Desk) Send(ctx context.Context, id, by string, o SendOptions) (Case, er
 		d.mu.Unlock()
 		return *c, errors.Join(fmt.Errorf("%w: %s", ErrHeld, why), err)
 	}
-	msg, err := d.stored(c)
-	if err == nil && d.config.Redirect != "" {
-		rcpt = []string{d.config.Redirect}
-		msg = redirected(msg, d.config.Redirect)
+	if to := d.config.Redirect; to != "" {
+		d.mu.Unlock()
+		return d.redirect(ctx, id, by, to)
 	}
+	msg, err := d.stored(c)
 	if err != nil {
 		d.mu.Unlock()
 		return Case{}, err
@@ -513,6 +513,7 @@ func (d *Desk) Send(ctx context.Context, id, by string, o SendOptions) (Case, er
 		c.Why = ""
 		note := "the mail server has taken it"
 		if herr != nil { // not for the copy
+			at.Rcpt = at.Rcpt[:1]
 			c.note("the copy was not taken: " + herr.Error())
 			note += ", but not the copy"
 		}
@@ -570,6 +571,11 @@ func (a Attempt) mayHaveLeft() bool {
 	return !a.Trial && a.Denied == "" && !strings.HasPrefix(a.Result, string(refused)) && !strings.HasPrefix(a.Result, string(rejected))
 }
 
+// to reports whether an address was one of its recipients.
+func (a Attempt) to(addr string) bool {
+	return slices.ContainsFunc(a.Rcpt, func(r string) bool { return sameAddr(r, addr) })
+}
+
 // tries is how often the mail was refused since something else came of it.
 func (m *Mail) tries() (n int) {
 	for _, a := range m.Attempts {
@@ -603,8 +609,12 @@ func (d *Desk) deny(now *Case, by string) error {
 	return nil
 }
 
+// trialHeader marks a copy that went to somebody else than the recipients.
+const trialHeader = "X-Smtpguard-Trial"
+
 // redirected puts another recipient into the header of a message, and the
-// real ones into one of their own.
+// real ones into one of their own. It is another mail: what is said of it, a
+// bounce among that, is not said of the real one.
 func redirected(msg []byte, to string) []byte {
 	head, body, _ := bytes.Cut(msg, []byte("\r\n\r\n"))
 	var out bytes.Buffer
@@ -613,12 +623,15 @@ func redirected(msg []byte, to string) []byte {
 		switch string(name) {
 		case "To", "Cc":
 			fmt.Fprintf(&out, "X-Smtpguard-Would-%s: %s\r\n", name, value)
+		case "Message-ID":
+			_, domain, _ := bytes.Cut(bytes.TrimSuffix(value, []byte(">")), []byte("@"))
+			fmt.Fprintf(&out, "Message-ID: <%s@%s>\r\n", newUUID(), domain)
 		default:
 			out.Write(line)
 			out.WriteString("\r\n")
 		}
 	}
-	out.WriteString("To: " + to + "\r\nX-Smtpguard-Trial: yes\r\n\r\n")
+	out.WriteString("To: " + to + "\r\n" + trialHeader + ": yes\r\n\r\n")
 	out.Write(body)
 	return out.Bytes()
 }
@@ -665,6 +678,32 @@ func (d *Desk) trial(ctx context.Context, id, by, to string) (Case, error) {
 	return *c.clone(), errors.Join(herr, err)
 }
 
+// redirect sends an approved mail to Config.Redirect in place of the desk, which
+// has not got it then: the mail is a draft again, that a person may approve when
+// the redirection is gone.
+func (d *Desk) redirect(ctx context.Context, id, by, to string) (Case, error) {
+	c, fault := d.trial(ctx, id, by, to)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now, err := d.get(id)
+	if err != nil || now.State != Approved {
+		return c, errors.Join(fault, err)
+	}
+	next := now.clone()
+	m := next.mail()
+	m.Approved, m.Tried = "", to
+	next.Why = fmt.Sprintf("reports.redirect sent it to %s; no desk has it: approve it again when reports.redirect is gone", to)
+	if fault != nil {
+		next.Why = clean("not sent by reports.redirect: "+fault.Error(), 300)
+	}
+	next.move(Drafted, by, next.Why, d.now())
+	if err := d.save(next); err != nil {
+		return c, errors.Join(fault, err)
+	}
+	*now = *next
+	return *now.clone(), fault
+}
+
 // capped says which cap stands against a mail, "" if none. d.mu is held.
 func (d *Desk) capped(c *Case, rcpt []string) string {
 	now := d.now()
@@ -682,9 +721,9 @@ func (d *Desk) capped(c *Case, rcpt []string) string {
 				if age < 24*time.Hour {
 					day++
 				}
-				if age < d.config.Caps.Recipient && (m.To.Address != "" || m.Cc.Address != "") {
+				if age < d.config.Caps.Recipient {
 					for _, r := range rcpt {
-						if sameAddr(r, m.To.Address) || sameAddr(r, m.Cc.Address) {
+						if a.to(r) {
 							return fmt.Sprintf("%s got a report at %s; the next one may go at %s", r, a.Begun.UTC().Format("15:04 UTC"), a.Begun.Add(d.config.Caps.Recipient).UTC().Format("2006-01-02 15:04 UTC"))
 						}
 					}

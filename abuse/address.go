@@ -6,6 +6,8 @@ import (
 	"net/mail"
 	"net/netip"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // errAddress: not a mail address that a report may go to.
@@ -107,9 +109,18 @@ func (c Config) sender() (*mail.Address, error) {
 	case "noreply", "donotreply", "nobody", "mailerdaemon":
 		return nil, fmt.Errorf("%s is not a mailbox that a person reads; desks drop such mail", a.Address)
 	}
-	a.Name = clean(a.Name, 100)
+	a.Name = cleanName(a.Name)
 	return a, nil
 }
+
+// isOwn reports whether an address is of the domain that reports come from.
+func (c Config) isOwn(addr string) bool {
+	a, err := c.sender()
+	return err == nil && addr != "" && strings.EqualFold(domainOf(addr), domainOf(a.Address))
+}
+
+// ownWarning is in what is said of such a recipient.
+const ownWarning = " is an address of our own domain"
 
 // clean makes text of strangers fit for a mail, a terminal and a log line:
 // printable ASCII, at most n bytes.
@@ -129,6 +140,23 @@ func clean(s string, n int) string {
 		}
 	}
 	return strings.TrimSpace(b.String())
+}
+
+// cleanName makes a name fit for a header, which encodes what is not ASCII:
+// printable, at most 100 bytes.
+func cleanName(s string) string {
+	s = strings.ToValidUTF8(s, "?")
+	s = strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, s)
+	for len(s) > 100 {
+		_, n := utf8.DecodeLastRuneInString(s)
+		s = s[:len(s)-n]
+	}
+	return strings.TrimSpace(s)
 }
 
 func quoted(s string) string { return `"` + clean(s, 100) + `"` }

@@ -15,9 +15,16 @@ func (d *Desk) waits(c *Case) string {
 		return "there is no draft"
 	}
 	to, human := m.To, m.To.Source == overridesSource
+	for _, r := range []Contact{m.To, m.Cc} {
+		if d.config.isOwn(r.Address) {
+			return r.Address + ownWarning
+		}
+	}
 	switch {
 	case m.Hand != "":
 		return m.Hand + " has changed or approved it before"
+	case m.Tried != "":
+		return "reports.redirect sent it to " + m.Tried + ", and no desk has it"
 	case m.Chosen != "":
 		return m.Chosen + " chose whom to write to"
 	case slices.ContainsFunc(m.Attempts, func(a Attempt) bool { return !a.Trial }):

@@ -37,7 +37,7 @@ func TestAuto(t *testing.T) {
 	}{
 		{name: "nothing", to: a2 + " " + a1},
 		{name: "no copies", before: func(c *Config, _ *Options, _ *world) { c.CopyNetwork = false }, to: a2},
-		{name: "trial for all", before: func(c *Config, _ *Options, _ *world) { c.Redirect = "me@example.net" }, to: "me@example.net"},
+		{name: "trial for all", before: func(c *Config, _ *Options, _ *world) { c.Redirect = "me@example.net" }, to: "abuse@op2.example", want: "reports.redirect sent it to me@example.net"},
 		{name: "an override", before: overrides("198.51.100.0/24 known@desk.example"), to: "known@desk.example"},
 		{name: "the AS's desk has a form, the override is its address", before: overrides("AS64500 known@desk.example form=https://desk.example/"), to: "known@desk.example"},
 		{name: "the desk prefers a form", before: overrides("AS64500 form=https://desk.example/"), want: "prefers its form", to: a2},
@@ -126,10 +126,14 @@ func TestAuto(t *testing.T) {
 			o.ID, o.Network, o.Mails[0].Hand = "SG-0", pfx("198.51.0.0/16"), "root"
 			b.cases[o.ID] = o
 		}, want: "SG-0 is of the same network", to: a2},
+		{name: "the contact is ourselves", before: func(_ *Config, _ *Options, w *world) {
+			w.set("/rdap/autnum/64500", strings.ReplaceAll(string(must(os.ReadFile("../testdata/abuse/rdap/ripe-autnum.json"))), a2, "abuse@example.net"))
+			w.setMX("example.net", "203.0.113.9")
+		}, want: "abuse@example.net is an address of our own domain", to: "abuse@example.net"},
 		{name: "the recipient got a mail today", drafts: func(b *bench, c Case) {
 			o := b.cases[c.ID].clone()
 			o.ID, o.Network, o.State = "SG-0", pfx("192.0.2.0/24"), Closed
-			o.Mails[0].attempt(Attempt{Begun: b.time().Add(-time.Hour), Result: string(taken)})
+			o.Mails[0].attempt(Attempt{Begun: b.time().Add(-time.Hour), Rcpt: []string{a2}, Result: string(taken)})
 			b.cases[o.ID] = o
 		}, want: "the next one may go at", to: a2, state: Approved},
 	} {
@@ -170,7 +174,7 @@ func TestAuto(t *testing.T) {
 			}
 			var sent []string
 			for _, s := range b.sent() {
-				if to := strings.Join(s.args[4:], " "); to != "me@example.net" || b.config.Redirect != "" {
+				if to := strings.Join(s.args[4:], " "); to != "me@example.net" {
 					sent = append(sent, to)
 				}
 			}
@@ -462,7 +466,7 @@ func TestNoticeWhileQueued(t *testing.T) {
 		state State
 	}{
 		{"bounce", func(c Case) string {
-			return dsn("abuse@example.net", "failed", "5.1.1", "abuse@op.example", c.Mails[0].MessageID)
+			return dsn(c.Mails[0].Return, "failed", "5.1.1", "abuse@op.example", c.Mails[0].MessageID)
 		}, Bounced},
 		{"delay", func(c Case) string {
 			return dsn("abuse@example.net", "delayed", "4.4.1", "abuse@op.example", c.Mails[0].MessageID)

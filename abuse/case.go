@@ -129,7 +129,8 @@ type Case struct {
 	History []Transition `json:"history"`
 	// Mails are the report and its follow-ups, oldest first.
 	Mails []Mail `json:"mails,omitempty"`
-	// Ticket is the desk's number; Notes are what replies and bounces said.
+	// Ticket is the desk's number, or those of the recipient's and the copy's
+	// desks with ", " between them; Notes are what replies and bounces said.
 	Ticket string   `json:"ticket,omitempty"`
 	Notes  []string `json:"notes,omitempty"`
 	// Heard are hashes of the mails that were read about it, so that a mailbox
@@ -165,7 +166,10 @@ type Mail struct {
 	Found  []Contact `json:"found,omitempty"`
 	// Hand is the person who last changed or approved it: from then on nobody
 	// but a person approves it.
-	Hand    string `json:"hand,omitempty"`
+	Hand string `json:"hand,omitempty"`
+	// Tried is the address that reports.redirect sent it to in place of the
+	// recipients, who have not got it.
+	Tried   string `json:"redirected_to,omitempty"`
 	Subject string `json:"subject"`
 	Format  Format `json:"format"`
 	Return  string `json:"return_path"`

@@ -178,3 +178,24 @@ func TestFollowUpRecipients(t *testing.T) {
 		})
 	}
 }
+
+// TestReopenClosed: a draft that was closed by mistake is there again.
+func TestReopenClosed(t *testing.T) {
+	b := flooded(t, nil)
+	c, _ := b.drafted()
+	must(b.CloseCase(c.ID, "root", ""))
+	if c, err := b.Reopen(c.ID, "root"); err != nil || c.State != Drafted {
+		t.Fatalf("%s, %v", c.State, err)
+	}
+	b.hours(1)
+	must(b.Approve(c.ID, "root", Approval{}))
+	c = must(b.Send(t.Context(), c.ID, "root", SendOptions{}))
+	must(b.CloseCase(c.ID, "root", "done"))
+	if c, err := b.Reopen(c.ID, "root"); err != nil || c.State != Sent {
+		t.Errorf("%s, %v", c.State, err)
+	}
+	b.hours(30)
+	if n := len(b.sent()); n != 1 {
+		t.Errorf("%d mails", n)
+	}
+}

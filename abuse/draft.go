@@ -496,6 +496,7 @@ func (d *Desk) draft(ctx context.Context, was *Case, f *finding, facts Facts, ar
 			m.narrow(c.next().prefixes())
 		} else {
 			m.ReportID, m.MessageID, m.InReplyTo, m.References, m.Made, m.Replaces = old.ReportID, old.MessageID, old.InReplyTo, old.References, old.Made, old.Replaces
+			m.Tried = old.Tried
 			m.keepChoice(&old)
 		}
 		m.Outdated = false
@@ -608,6 +609,12 @@ func (d *Desk) complete(c *Case, m *Mail) {
 		}
 	}
 	m.warnChosen()
+	m.Warnings = slices.DeleteFunc(m.Warnings, func(s string) bool { return strings.HasSuffix(s, ownWarning) })
+	for _, r := range []Contact{m.To, m.Cc} {
+		if d.config.isOwn(r.Address) {
+			warn("%s"+ownWarning, r.Address)
+		}
+	}
 	m.Warnings = slices.DeleteFunc(m.Warnings, func(s string) bool { return strings.Contains(s, withdrewWarning) })
 	if w := d.withdrawal(c); w != nil {
 		warn("%s", w)

@@ -426,6 +426,10 @@ func (o *Origin) decide() {
 		}
 		return 2
 	}
+	for i, c := range o.Claims {
+		o.Claims[i].Origins = slices.DeleteFunc(slices.Clone(c.Origins), reservedAS)
+	}
+	o.Claims = slices.DeleteFunc(o.Claims, func(c Claim) bool { return len(c.Origins) == 0 })
 	slices.SortStableFunc(o.Claims, func(a, b Claim) int { return rank(a) - rank(b) })
 	for _, c := range o.Claims {
 		for _, as := range c.Origins {

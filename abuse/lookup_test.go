@@ -775,3 +775,29 @@ func FuzzOverrides(f *testing.F) {
 		}
 	})
 }
+
+// TestReservedAS: nobody is written to as the holder of a number that is not
+// one of an operator.
+func TestReservedAS(t *testing.T) {
+	for _, c := range []struct {
+		claims [][]uint32
+		as     uint32
+	}{
+		{[][]uint32{{64512, 3320}}, 3320},
+		{[][]uint32{{4200000000}, {3320}}, 3320},
+		{[][]uint32{{23456}}, 0},
+		{[][]uint32{{65535}}, 0},
+		{[][]uint32{{65552}}, 0},
+		{[][]uint32{{131071}}, 0},
+		{[][]uint32{{131072}}, 131072},
+		{[][]uint32{{64511}}, 64511},
+	} {
+		var o Origin
+		for _, as := range c.claims {
+			o.Claims = append(o.Claims, Claim{Origins: as, Prefix: pfx("198.51.100.0/24"), Announced: true})
+		}
+		if o.decide(); o.AS != c.as || o.Disputed || (c.as == 0) != (len(o.Claims) == 0) {
+			t.Errorf("%v: AS%d, disputed %v, %+v", c.claims, o.AS, o.Disputed, o.Claims)
+		}
+	}
+}

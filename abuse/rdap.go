@@ -442,3 +442,11 @@ func (l *lookups) rdapAS(ctx context.Context, as uint32) (RDAPAnswer, []byte, st
 	ans, err := ParseRDAPAS(body, as)
 	return ans, body, from, err
 }
+
+// reservedAS reports whether nobody can be written to as the holder of an AS:
+// its number is private, reserved, or stands for one that did not fit (IANA's
+// registry of AS numbers, RFC 4893, 6996, 7300). Those for documentation are
+// in no route, and tests use them.
+func reservedAS(as uint32) bool {
+	return as == 0 || as == 23456 || as >= 64512 && as <= 65535 || as >= 65552 && as <= 131071 || as >= 4200000000
+}

@@ -37,6 +37,8 @@ const (
 	maxGroups   = 50      // recipients in one delivery notice
 	maxHeard    = 300     // mails that a case remembers to have read
 	maxParts    = 50
+	maxTickets  = 4 // numbers of desks that a case remembers
+	ticketSep   = ", "
 	badFor      = 30 * 24 * time.Hour
 )
 
@@ -102,6 +104,8 @@ type notice struct {
 	ids       []string // Message-IDs that it refers to
 	to        []string // where it was sent to
 	from      string
+	sender    string    // its address; empty: it is none that we write to
+	trial     bool      // a copy that a person made us send
 	date      time.Time // zero: it has none
 	hash      string    // the same for the same mail, however a mailbox keeps it
 }
@@ -129,10 +133,10 @@ func (g group) outcome() State {
 }
 
 // about picks what a delivery notice says of the recipient of a mail, and of
-// who got the copy. What it says of others, to whom the recipient's mail was
-// passed on, counts for the recipient where nothing is said of that one: it
-// has bounced only if it did for all of them.
-func (n *notice) about(m *Mail) (to, cc group) {
+// who got the copy. What it says of others, to whom a mail was passed on, counts
+// for the recipient where nothing is said of that one, and where no copy was
+// sent whose it could be: it has bounced only if it did for all of them.
+func (n *notice) about(m *Mail) (to, cc, passedOn group) {
 	rank := map[State]int{Bounced: 1, Deferred: 2, Delivered: 3}
 	named := false
 	for _, g := range n.groups {
@@ -141,11 +145,14 @@ func (n *notice) about(m *Mail) (to, cc group) {
 			to, named = g, true
 		case sameAddr(g.rcpt, m.Cc.Address):
 			cc = g
-		case !named && rank[g.outcome()] > rank[to.outcome()]:
-			to = g
+		case rank[g.outcome()] > rank[passedOn.outcome()]:
+			passedOn = g
 		}
 	}
-	return to, cc
+	if !named && m.Cc.Address == "" {
+		to, passedOn = passedOn, group{}
+	}
+	return to, cc, passedOn
 }
 
 func (d *Desk) receive(msg []byte, by string) (Received, error) {
@@ -156,7 +163,11 @@ func (d *Desk) receive(msg []byte, by string) (Received, error) {
 	got := Received{Subject: clean(n.subject, 120)}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	now, m := d.match(n)
+	if own, err := d.config.sender(); n.trial || err == nil && !n.report && sameAddr(n.sender, own.Address) {
+		got.Why = "it is our own mail"
+		return got, nil
+	}
+	now, m, token := d.match(n)
 	if now == nil {
 		got.Why = "it refers to no report"
 		return got, nil
@@ -180,17 +191,25 @@ func (d *Desk) receive(msg []byte, by string) (Received, error) {
 	ticket := n.ticketIn(c.ID)
 	why := ""
 	if n.report {
-		to, cc := n.about(m)
-		if to.outcome() == "" && cc.outcome() == "" {
+		to, cc, passedOn := n.about(m)
+		if to.outcome() == "" && cc.outcome() == "" && passedOn.outcome() == "" {
 			got.Why = "a notice of an unknown kind"
 			return got, nil
 		}
+		// Desks show a report to their customers, who can write a notice about
+		// it. A true one comes to the return path, with the token, and not when
+		// somebody has answered.
+		believed := (token || !strings.Contains(m.Return, c.Token)) && !(newest && (c.State == Acknowledged || c.State == Answered))
 		// A notice is as old as it is, whenever it is read.
 		at := n.date
 		if at.IsZero() || at.After(d.now()) || at.Before(m.SentAt) {
 			at = d.now()
 		}
 		bounced := func(addr string) error {
+			if !believed {
+				c.note("the next notice is doubtful: it did not come to the return path, or after an answer")
+				return nil
+			}
 			if until := at.Add(badFor); until.After(d.now()) {
 				return d.o.Store.SetRecord(kindBad, addrKey(addr), []byte(until.UTC().Format(time.RFC3339)))
 			}
@@ -213,7 +232,7 @@ func (d *Desk) receive(msg []byte, by string) (Received, error) {
 				return got, err
 			}
 			c.note(fmt.Sprintf("%s bounced (%s): %s", m.To.Address, to.status, to.diag))
-			if newest && !c.State.over() {
+			if believed && newest && !c.State.over() {
 				c.Why = "bounced: " + to.diag
 				if got.Next = d.next(c).Address; got.Next != "" {
 					c.Why += "; next contact: " + got.Next
@@ -231,11 +250,16 @@ func (d *Desk) receive(msg []byte, by string) (Received, error) {
 				got.What = Delivered
 			}
 		}
+		if passedOn.outcome() != "" {
+			c.note(fmt.Sprintf("%s (%s) for %s, to whom it was passed on: %s", passedOn.action, passedOn.status, passedOn.rcpt, passedOn.diag))
+		}
 		why = to.diag
 	} else {
-		if ticket != "" && c.Ticket == "" {
+		if known := strings.Split(c.Ticket, ticketSep); ticket != "" && !slices.Contains(known, ticket) && len(known) < maxTickets {
+			if got.Ticket = ticket; c.Ticket != "" { // the copy's desk has a number of its own
+				ticket = c.Ticket + ticketSep + ticket
+			}
 			c.Ticket = ticket
-			got.Ticket = ticket
 		}
 		c.note("mail from " + n.from + ": " + n.subject)
 		switch {
@@ -294,26 +318,27 @@ func (c *Case) arrived(now time.Time) {
 }
 
 // match finds the case of a mail by its token, by the Message-IDs it refers
-// to, or by the number in its subject, in this order. d.mu is held.
-func (d *Desk) match(n notice) (*Case, *Mail) {
+// to, or by the number in its subject, in this order, and says whether it was
+// the token. d.mu is held.
+func (d *Desk) match(n notice) (c *Case, m *Mail, token bool) {
 	lower := strings.ToLower(strings.Join(n.to, " "))
 	for _, c := range d.cases {
 		if strings.Contains(lower, c.Token) {
 			for i := range c.Mails {
 				for _, id := range n.ids {
 					if c.Mails[i].MessageID == id {
-						return c, &c.Mails[i]
+						return c, &c.Mails[i], true
 					}
 				}
 			}
-			return c, c.mail()
+			return c, c.mail(), true
 		}
 	}
 	for _, c := range d.cases {
 		for i := range c.Mails {
 			for _, id := range n.ids {
 				if c.Mails[i].MessageID == id {
-					return c, &c.Mails[i]
+					return c, &c.Mails[i], false
 				}
 			}
 		}
@@ -321,11 +346,11 @@ func (d *Desk) match(n notice) (*Case, *Mail) {
 	if !n.report { // the number is known to many; it can make nothing bounce
 		for _, c := range d.cases {
 			if strings.Contains(n.subject, "["+c.ID+"]") {
-				return c, c.mail()
+				return c, c.mail(), false
 			}
 		}
 	}
-	return nil, nil
+	return nil, nil, false
 }
 
 // readNotice reads a mail as far as it matters: headers, and of a delivery
@@ -342,6 +367,10 @@ func readNotice(msg []byte) (n notice, err error) {
 	}
 	n.subject = clean(n.subject, 200)
 	n.from = clean(h.Get("From"), 100)
+	if a, err := mail.ParseAddress(h.Get("From")); err == nil {
+		n.sender = a.Address
+	}
+	n.trial = h.Get(trialHeader) != ""
 	if auto := strings.ToLower(h.Get("Auto-Submitted")); auto != "" && auto != "no" || h.Get("X-Autoreply") != "" || strings.EqualFold(h.Get("Precedence"), "auto_reply") {
 		n.automatic = true
 	}

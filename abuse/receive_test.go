@@ -2,6 +2,7 @@ package abuse
 
 import (
 	"fmt"
+	"net/mail"
 	"strings"
 	"testing"
 	"time"
@@ -102,7 +103,7 @@ func TestR27_Bounce(t *testing.T) {
 
 // TestBounceOfSeveral: a notice speaks of each recipient by itself.
 func TestBounceOfSeveral(t *testing.T) {
-	const to, cc = "abuse@op2.example", "abuse@op1.example"
+	const to, cc, alone = "abuse@op2.example", "abuse@op1.example", "without a copy, "
 	for _, k := range []struct {
 		name   string
 		groups string // "ACTION STATUS RCPT" each
@@ -115,11 +116,15 @@ func TestBounceOfSeveral(t *testing.T) {
 		{"the recipient's bounces, the copy is delivered", "delivered 2.0.0 " + cc + ";failed 5.1.1 " + to, Bounced, to, "the copy to " + cc + " is delivered"},
 		{"both bounce", "failed 5.1.1 Abuse@OP2.example;failed 5.1.1 " + cc, Bounced, to + " " + cc, "the copy to " + cc + " bounced"},
 		{"the copy alone is delayed", "delayed 4.4.1 " + cc, Sent, "", "the copy to " + cc + " is delayed"},
-		{"passed on to several, one of them is gone", "failed 5.1.1 x@inside.example;delivered 2.0.0 y@inside.example", Delivered, "", "delivered"},
-		{"passed on to several, all are gone", "failed 5.1.1 x@inside.example;failed 5.1.1 y@inside.example", Bounced, to, "bounced"},
+		{"passed on by one of two", "failed 5.1.1 x@inside.example", Sent, "", "for x@inside.example, to whom it was passed on"},
+		{alone + "passed on to several, one of them is gone", "failed 5.1.1 x@inside.example;delivered 2.0.0 y@inside.example", Delivered, "", "delivered"},
+		{alone + "passed on to several, all are gone", "failed 5.1.1 x@inside.example;failed 5.1.1 y@inside.example", Bounced, to, "bounced"},
 	} {
 		t.Run(k.name, func(t *testing.T) {
 			b, c := sentReport(t)
+			if strings.HasPrefix(k.name, alone) {
+				b.cases[c.ID].mail().Cc = Contact{}
+			}
 			msg := dsn("abuse+"+c.Token+"@example.net", "X", "X", "X", c.Mails[0].MessageID)
 			head, rest, _ := strings.Cut(msg, "Action:")
 			_, rest, _ = strings.Cut(rest, "--b1")
@@ -141,6 +146,87 @@ func TestBounceOfSeveral(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestForgedBounce: who was shown a report can write a notice about it.
+func TestForgedBounce(t *testing.T) {
+	const desk = "abuse@op2.example"
+	answer := func(c Case) string {
+		return "From: " + desk + "\nTo: abuse+" + c.Token + "@example.net\nSubject: Re: yours\n\nWe have shut the customer down.\n"
+	}
+	forged := func(c Case) string { return dsn("abuse@example.net", "failed", "5.1.1", desk, c.Mails[0].MessageID) }
+	token := func(c Case) string {
+		return dsn("abuse+"+c.Token+"@example.net", "failed", "5.1.1", desk, c.Mails[0].MessageID)
+	}
+	for _, k := range []struct {
+		name  string
+		plain bool // the return path has no token
+		mails []func(Case) string
+		state State
+	}{
+		{"not to the return path", false, []func(Case) string{forged}, Sent},
+		{"to the return path, after an answer", false, []func(Case) string{answer, token}, Answered},
+		{"without a token in the return path", true, []func(Case) string{forged}, Bounced},
+		{"without a token in the return path, after an answer", true, []func(Case) string{answer, forged}, Answered},
+	} {
+		t.Run(k.name, func(t *testing.T) {
+			b := flooded(t, func(c *Config, _ *Options, _ *floodLog) {
+				if k.plain {
+					c.ReturnPath = ""
+				}
+			})
+			c, _ := b.approved()
+			must(b.Send(t.Context(), c.ID, "root", SendOptions{}))
+			for _, mail := range k.mails {
+				c = b.only()
+				if k.plain { // the answer quotes the number
+					c.Token = "x"
+				}
+				if _, err := b.Receive(strings.NewReader(strings.Replace(mail(c), "Re: yours", "Re: ["+c.ID+"]", 1)), "root"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if bad, _ := b.bad(desk); b.only().State != k.state || bad != (k.state == Bounced) {
+				t.Errorf("%s, %s is marked: %v; want %s", b.only().State, desk, bad, k.state)
+			}
+		})
+	}
+}
+
+// TestTrialReadBack: what comes of a trial is not said of the report.
+func TestTrialReadBack(t *testing.T) {
+	b := flooded(t, nil)
+	c, _ := b.approved()
+	must(b.Send(t.Context(), c.ID, "root", SendOptions{To: "yuo@example.net"}))
+	trial := b.sent()[0].msg
+	must(b.Send(t.Context(), c.ID, "root", SendOptions{}))
+	h, err := mail.ReadMessage(strings.NewReader(trial))
+	if err != nil || strings.Contains(trial, "\nMessage-ID: <"+c.Mails[0].MessageID) {
+		t.Fatalf("it has the Message-ID of the report, %v:\n%.400s", err, trial)
+	}
+	id := strings.Trim(h.Header.Get("Message-Id"), "<>")
+	for _, msg := range []string{trial, strings.Replace(trial, "\nFrom:", "\nX-From:", 1), dsn("abuse@example.net", "failed", "5.1.1", "yuo@example.net", id)} {
+		got, err := b.Receive(strings.NewReader(msg), "root")
+		if bad, _ := b.bad("abuse@op2.example"); err != nil || len(got) != 1 || got[0].Report != "" || b.only().State != Sent || bad {
+			t.Errorf("%+v, %s, the desk is marked: %v, %v", got, b.only().State, bad, err)
+		}
+	}
+}
+
+// TestTickets: the desks of the recipient and of the copy have each a number.
+func TestTickets(t *testing.T) {
+	b, c := sentReport(t)
+	for _, n := range []string{"1001", "2002", "1001", "2002"} {
+		if _, err := b.Receive(strings.NewReader("From: a@b.example\nSubject: [Ticket#"+n+"] Re: ["+c.ID+"]\n\nhi\n"), "root"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 2 * maxTickets {
+		b.Receive(strings.NewReader(fmt.Sprintf("From: a@b.example\nSubject: [Ticket#300%d] Re: [%s]\n\nhi\n", i, c.ID)), "root")
+	}
+	if got := b.only().Ticket; got != "1001, 2002, 3000, 3001" {
+		t.Errorf("%s", got)
 	}
 }
 
@@ -201,9 +287,9 @@ func TestReceive(t *testing.T) {
 		ticket string
 		none   bool // it belongs to no report
 	}{
-		{name: "bounce by Message-ID", mail: func(c Case) string {
+		{name: "bounce by Message-ID, not to the return path", mail: func(c Case) string {
 			return dsn("abuse@example.net", "failed", "5.1.1", "abuse@op2.example", c.Mails[0].MessageID)
-		}, state: Bounced},
+		}, state: Sent},
 		{name: "bounce in lower and upper case", mail: func(c Case) string {
 			return strings.ReplaceAll(dsn("Abuse+"+strings.ToUpper(c.Token)+"@Example.NET", "Failed", "5.1.1", "abuse@OP2.example", ""), "multipart/report", "Multipart/Report")
 		}, state: Bounced},
@@ -223,7 +309,7 @@ func TestReceive(t *testing.T) {
 			return dsn("abuse+"+c.Token+"@example.net", "pondered", "5.0.0", "abuse@op2.example", c.Mails[0].MessageID)
 		}, state: Sent},
 		{name: "Exim's own form", mail: func(c Case) string {
-			return "From: Mailer-Daemon@x.example\nTo: abuse@example.net\nX-Failed-Recipients: abuse@op2.example\nSubject: failed\n\nMessage-ID: <" + c.Mails[0].MessageID + ">\n"
+			return "From: Mailer-Daemon@x.example\nTo: abuse+" + c.Token + "@example.net\nX-Failed-Recipients: abuse@op2.example\nSubject: failed\n\nMessage-ID: <" + c.Mails[0].MessageID + ">\n"
 		}, state: Bounced},
 		{name: "automatic acknowledgment", mail: func(c Case) string {
 			return "From: abuse@op2.example\nTo: abuse+" + c.Token + "@example.net\nAuto-Submitted: auto-replied\nSubject: [Ticket#2026112210000123] Re: [" + c.ID + "]\n\nThank you.\n"
@@ -245,6 +331,9 @@ func TestReceive(t *testing.T) {
 		}, state: Sent, none: true},
 		{name: "somebody else's bounce", mail: func(c Case) string {
 			return dsn("abuse+sg-aaaaaaaaaaaaaaaa@example.net", "failed", "5.1.1", "abuse@op2.example", "x@y.example")
+		}, state: Sent, none: true},
+		{name: "ourselves", mail: func(c Case) string {
+			return "From: " + strings.ToUpper(c.Mails[0].From) + "\nTo: abuse+" + c.Token + "@example.net\nSubject: Re: [" + c.ID + "]\n\nWhat of this?\n"
 		}, state: Sent, none: true},
 		{name: "spam", mail: func(c Case) string { return "From: x@y.example\nTo: abuse@example.net\nSubject: buy\n\nnow\n" }, state: Sent, none: true},
 		{name: "no mail at all", mail: func(c Case) string { return "\x00\x01\x02 garbage" }, state: Sent, none: true},

@@ -1120,3 +1120,23 @@ func TestXARFFallback(t *testing.T) {
 		t.Errorf("the text names other files than there are:\n%s", ps[0].text)
 	}
 }
+
+// TestNames: names in other scripts are encoded as RFC 2047 says.
+func TestNames(t *testing.T) {
+	for _, name := range []string{"Müller Hosting GmbH", "示例邮件", "a\u202eb", strings.Repeat("ü", 200)} {
+		b := flooded(t, func(c *Config, _ *Options, _ *floodLog) { c.From = `"` + name + `" <abuse@example.net>` })
+		_, msg := b.approved()
+		head, _, _ := strings.Cut(string(msg), "\r\n\r\n")
+		h, _ := parts(t, msg)
+		a, err := mail.ParseAddress(h.Get("From"))
+		if err != nil {
+			t.Fatalf("%q: %v", name, err)
+		}
+		if strings.ContainsFunc(head, func(r rune) bool { return r > '~' || r < ' ' && r != '\r' && r != '\n' }) || len(name) < 40 && !strings.HasPrefix(name, "a") && a.Name != name {
+			t.Errorf("%q is %q in\n%s", name, a.Name, head)
+		}
+		if strings.Contains(a.Name, "\u202e") || len(a.Name) > 100 {
+			t.Errorf("%q", a.Name)
+		}
+	}
+}

@@ -69,6 +69,10 @@ func (d *Desk) sendmail(ctx context.Context, from string, rcpt []string, msg []b
 	if s := clean(string(said.b), 300); s != "" {
 		err = fmt.Errorf("%w: %s", err, s)
 	}
+	switch cmd.ProcessState.ExitCode() {
+	case 64, 77, 78: // EX_USAGE, EX_NOPERM, EX_CONFIG of sysexits.h: it took nothing
+		return refused, fmt.Errorf("the mail program did not take it: %w", err)
+	}
 	return unsure, fmt.Errorf("the mail program failed: %w", err)
 }
 

@@ -280,6 +280,7 @@ func TestSendmailFails(t *testing.T) {
 	}{
 		{name: "there is none", change: func(c *Config) { c.Delivery.Program = "/nonexistent/sendmail" }, state: Approved, why: "not sent: starting"},
 		{name: "it fails", extra: "echo no such configuration >&2; exit 1", state: Doubtful, why: "no such configuration"},
+		{name: "it was called wrongly", extra: "echo unknown option >&2; exit 64", state: Approved, why: "did not take it: exit status 64: unknown option"},
 		{name: "it hangs", extra: "exec sleep 600", change: func(c *Config) { c.Delivery.Timeout = 300 * time.Millisecond }, state: Doubtful, why: "did not end"},
 		{name: "a child holds the pipe", extra: "sleep 30 & exit 0", state: Sent},
 	} {
@@ -350,10 +351,26 @@ func TestTrial(t *testing.T) {
 	}
 
 	b, id = ready(t, func(c *Config) { c.Redirect = "lab@example.net" })
+	if c, err := b.Send(t.Context(), id, "root", SendOptions{}); err != nil || c.State != Drafted || !strings.Contains(c.Why, "no desk has it") {
+		t.Errorf("%s (%s), %v", c.State, c.Why, err)
+	}
+	b.hours(30)
+	if s := b.sent(); len(s) != 1 || !slices.Equal(s[0].args[4:], []string{"lab@example.net"}) {
+		t.Errorf("%+v", s)
+	}
+	// The trial is over: the desk gets what it has not got, and no follow-up.
+	b.config.Redirect = ""
+	b.hours(2)
+	if c := b.only(); c.State != Drafted || len(c.Mails) != 1 || len(b.sent()) != 1 {
+		t.Errorf("%s, %d mails, %d sent", c.State, len(c.Mails), len(b.sent()))
+	}
+	must(b.Approve(id, "root", Approval{}))
 	if c, err := b.Send(t.Context(), id, "root", SendOptions{}); err != nil || c.State != Sent {
 		t.Errorf("%s, %v", c.State, err)
 	}
-	if s := b.sent(); len(s) != 1 || !slices.Equal(s[0].args[4:], []string{"lab@example.net"}) {
+	if s := b.sent(); len(s) != 2 || !slices.ContainsFunc(s, func(m sentMail) bool {
+		return slices.Equal(m.args[4:], []string{"abuse@op.example"}) && !strings.Contains(m.msg, "Follow-up")
+	}) {
 		t.Errorf("%+v", s)
 	}
 }
@@ -429,6 +446,22 @@ func smtpServer(t *testing.T, script map[string]string) (addr string, got func()
 		}
 	}()
 	return l.Addr().String(), func() string { <-done; return log.String() }
+}
+
+// TestCopyNotTaken: whose copy was not taken has not been told.
+func TestCopyNotTaken(t *testing.T) {
+	addr, got := smtpServer(t, map[string]string{"RCPT TO:<ABUSE@OP1.EXAMPLE>": "451 greylisted"})
+	b := flooded(t, func(c *Config, _ *Options, _ *floodLog) { c.Delivery.By, c.Delivery.Server = SMTP, addr })
+	c, _ := b.approved()
+	c = must(b.Send(t.Context(), c.ID, "root", SendOptions{}))
+	if c.State != Sent || !c.told("abuse@op2.example") || c.told("abuse@op1.example") || !strings.Contains(strings.Join(c.Notes, " "), "the copy was not taken") {
+		t.Errorf("%s, %+v, %q\n%s", c.State, c.Mails[0].Attempts, c.Notes, got())
+	}
+	// So it is the next to be written to.
+	b.Receive(strings.NewReader(dsn(c.Mails[0].Return, "failed", "5.1.1", "abuse@op2.example", c.Mails[0].MessageID)), "root")
+	if next, err := b.Next(c.ID); err != nil || next.Address != "abuse@op1.example" {
+		t.Errorf("%+v, %v", next, err)
+	}
 }
 
 func TestSMTP(t *testing.T) {

@@ -112,9 +112,9 @@ func (d *Desk) heldBack(id string) bool {
 	return c == nil || d.waitsForPerson(c)
 }
 
-// Reopen takes back what Withdraw said: reports on the network are drafted
-// again. A case that was withdrawn is as before, unless another one has
-// gathered its network since; that one is returned then.
+// Reopen takes back what Withdraw or CloseCase said: reports on the network are
+// drafted again. The case is as before, unless another one has gathered its
+// network since; that one is returned then.
 func (d *Desk) Reopen(id, by string) (Case, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -123,14 +123,14 @@ func (d *Desk) Reopen(id, by string) (Case, error) {
 		return Case{}, err
 	}
 	mine := func(w Withdrawal) bool { return w.Case == now.ID || w.about(now) }
-	if now.State != Withdrawn && !slices.ContainsFunc(d.withdrawn, mine) || now.State == Withdrawn && (now.MergedInto != "" || len(now.live()) == 0) || now.State == Closed {
+	if !now.State.over() && !slices.ContainsFunc(d.withdrawn, mine) || now.State.over() && (now.MergedInto != "" || len(now.live()) == 0) {
 		return Case{}, fmt.Errorf("%w: %s is %s, and no person's word stands against it", ErrState, now.ID, now.State)
 	}
 	if err := d.setWithdrawn(slices.DeleteFunc(slices.Clone(d.withdrawn), mine)); err != nil {
 		return Case{}, err
 	}
 	c := now.clone()
-	if now.State == Withdrawn {
+	if now.State.over() {
 		for _, o := range d.cases {
 			if o.open(d.now(), d.config.Quiet) && slices.ContainsFunc(o.prefixes(), now.Network.Overlaps) {
 				delete(d.retry, o.ID)

@@ -54,7 +54,7 @@ func (e *env) reportsCommand() *cli.Command {
 				}},
 			{Name: "close", Usage: "nothing more is expected", ArgsUsage: "ID", Flags: []cli.Flag{note}, Action: e.reportsEnd(control.Reports.CloseReport)},
 			{Name: "withdraw", Usage: "it should not be reported, nor what comes from its network for reports.withdrawn", ArgsUsage: "ID", Flags: []cli.Flag{note}, Action: e.reportsEnd(control.Reports.WithdrawReport)},
-			{Name: "reopen", Usage: "take back withdraw: the network is reported again", ArgsUsage: "ID", Action: e.reportsReopen},
+			{Name: "reopen", Usage: "take back withdraw or close: the network is reported again", ArgsUsage: "ID", Action: e.reportsReopen},
 			{Name: "export", Usage: "write all of a report into a new directory in DIR", ArgsUsage: "ID DIR", Action: e.reportsExport},
 			{Name: "receive", Usage: "read bounces and answers: a mail or a mailbox (-: standard input)", ArgsUsage: "FILE", Action: e.reportsReceive},
 		},
@@ -164,6 +164,7 @@ func (e *env) reportsList(c *cli.Context) error {
 		if err != nil {
 			return err
 		}
+		total := len(list)
 		if !c.Bool("all") {
 			list = slices.DeleteFunc(list, func(k abuse.Case) bool {
 				return k.State == abuse.Gathering || k.State == abuse.Closed || k.State == abuse.Withdrawn
@@ -177,8 +178,12 @@ func (e *env) reportsList(c *cli.Context) error {
 			}
 			return nil
 		}
-		if len(list) == 0 {
+		switch {
+		case total == 0:
 			fmt.Fprintln(e.stdout, "there are no reports")
+		case len(list) == 0:
+			fmt.Fprintf(e.stdout, "nothing waits or is under way; `smtpguard reports list --all` shows %s that %s closed, withdrawn or below the threshold\n",
+				count(total, "report", "reports"), map[bool]string{true: "is", false: "are"}[total == 1])
 		}
 		listReports(e.stdout, list, c.Bool("all"))
 		if p := r.Policy.Reports; p.Mode != policy.ReportsOff && p.From == "" {
@@ -280,8 +285,11 @@ func (e *env) editText(c *cli.Context) error {
 	if k.State == abuse.Bounced { // of which a new mail is made
 		return e.applyEdit(c, abuse.Edit{})
 	}
-	if was == "" {
+	switch {
+	case was == "":
 		return &answerNo{k.ID + " has no draft yet"}
+	case k.State != abuse.Drafted && k.State != abuse.Approved:
+		return &answerNo{fmt.Sprintf("%s is %s; only drafts are edited", k.ID, k.State)}
 	}
 	file, s, err := e.editor(c.Context, was)
 	if err == nil && s == was {
