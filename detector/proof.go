@@ -64,3 +64,17 @@ func (d *Detector) SetCapacity(n int) {
 	d.wakeAll() // all shares may be larger now
 	d.p = d.weight()
 }
+
+// Inherit takes over what another detector knows of the same server, though
+// not of its sources: how many slots it has, as far as d is not told, and
+// whether it was seen full.
+func (d *Detector) Inherit(from *Detector) {
+	d.proof = from.proof
+	d.proof.at += d.offset - from.offset
+	d.proof.missed = false
+	if d.cfg.Capacity > 0 || from.cfg.Capacity > 0 {
+		d.proof.inferred = false
+		return
+	}
+	d.capacity, d.how, d.maxCount = from.capacity, from.how, max(d.maxCount, from.maxCount)
+}

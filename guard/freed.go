@@ -44,17 +44,11 @@ func (g *Guard) liftAllowed(ctx context.Context) ([]store.Block, error) {
 			b.LiftedBy += fmt.Sprintf("; what is left of it stays blocked in parts (%d)", len(parts))
 		}
 		out = append(out, b)
-		last := g.lastPart(b.Whole())
-		for i, p := range parts {
+		last, first := g.lastPart(b.Whole(), order), true
+		for _, p := range parts {
 			next := b
 			next.ID, next.Prefix, next.LiftedBy, next.Ended, next.Relief = 0, p, "", 0, 0
 			next.PartOf = b.Whole()
-			// The first takes the place of what it is made of: what is counted
-			// of a block is counted with its part 1.
-			if i > 0 || b.Part == 0 {
-				last++
-				next.Part = last
-			}
 			if old, ok := g.blocks.get(p); ok {
 				if !supersedes(&next, old) {
 					continue
@@ -63,6 +57,13 @@ func (g *Guard) liftAllowed(ctx context.Context) ([]store.Block, error) {
 				end.LiftedBy, end.Replaced = store.Self+": replaced by a part of "+b.Whole().String(), true
 				out = append(out, end)
 			}
+			// The first takes the place of what it is made of: what is counted
+			// of a block is counted with its part 1.
+			if !first || b.Part == 0 {
+				last++
+				next.Part = last
+			}
+			first = false
 			if old, ok := made[p]; !ok {
 				made[p] = &next
 				order = append(order, &next)
@@ -90,8 +91,14 @@ func supersedes(b, old *store.Block) bool {
 	return b.Until.After(old.Until)
 }
 
-// lastPart is the highest number of a part of whole.
-func (g *Guard) lastPart(whole netip.Prefix) (last int) {
+// lastPart is the highest number of a part of whole, of those in the table and
+// those that are made.
+func (g *Guard) lastPart(whole netip.Prefix, made []*store.Block) (last int) {
+	for _, b := range made {
+		if b.PartOf == whole {
+			last = max(last, b.Part)
+		}
+	}
 	for _, b := range g.blocks.table.Subnets(whole) {
 		if b.PartOf == whole {
 			last = max(last, b.Part)

@@ -73,6 +73,7 @@ func (g *Guard) Reload(ctx context.Context, p *policy.Policy) (r Reloaded, err e
 				// When it was opened: all of them at once would be a storm.
 				det.Observe(&detector.Event{Kind: detector.Opened, Source: h.Addr, Port: h.Port, Time: h.Since})
 			}
+			det.Inherit(g.det)
 			g.det = det
 			_, _ = g.resume("the policy was changed", time.Now())
 		}
@@ -88,6 +89,9 @@ func (g *Guard) Reload(ctx context.Context, p *policy.Policy) (r Reloaded, err e
 		g.dropAllowed()
 		_, liftErr := g.liftAllowed(ctx)
 		var modeErr error
+		if old.Commit != p.Commit && old.Mode == p.Mode {
+			modeErr = g.beginTrial(ctx, time.Now()) // none, but it says so
+		}
 		if old.Mode != p.Mode {
 			modeErr = g.setMode(ctx, time.Now())
 			if modeErr != nil && p.Mode == policy.Enforce {

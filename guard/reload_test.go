@@ -150,3 +150,35 @@ func TestFilterGivesWay(t *testing.T) {
 		}
 	})
 }
+
+// TestProofOutlivesReload: that the server was seen full is known after rules
+// have changed.
+func TestProofOutlivesReload(t *testing.T) {
+	for _, reload := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, nil)
+			w.g.o.Capacity = 0
+			w.g.det = must(newDetector(w.g.o))
+			defer w.run()()
+			w.k.open("198.51.100.9", 4)
+			w.k.busy()
+			time.Sleep(4 * time.Second)
+			err := w.g.do(t.Context(), func(ctx context.Context) {
+				full := detector.Event{Kind: detector.Refused, Reason: detector.RefusedFull, Time: time.Now()}
+				w.g.decide(ctx, w.g.det.Observe(&full), time.Now())
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if reload {
+				p := *w.policy
+				p.Memory *= 2
+				must(w.g.Reload(t.Context(), &p))
+			}
+			time.Sleep(time.Minute)
+			if w.inFilter() == "" {
+				t.Errorf("reload: %v, nothing is blocked: %+v", reload, w.status().Decisions)
+			}
+		})
+	}
+}

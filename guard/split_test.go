@@ -373,3 +373,39 @@ func TestShortBlocks(t *testing.T) {
 		}
 	})
 }
+
+// TestPartNumbers: the parts of one block have each a number, from 1.
+func TestPartNumbers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		defer w.run()()
+		check := func(least int) {
+			t.Helper()
+			n := map[int]int{}
+			for _, b := range must(w.g.Blocks(t.Context())) {
+				if b.PartOf == netip.MustParsePrefix("203.0.113.0/24") {
+					n[b.Part]++
+				}
+			}
+			for i := range len(n) {
+				if n[i+1] != 1 {
+					t.Errorf("parts by number: %v", n)
+					return
+				}
+			}
+			if len(n) < least {
+				t.Errorf("%d parts", len(n))
+			}
+		}
+		w.block("203.0.113.0/32", 48*time.Hour) // stays what it is
+		w.block("203.0.113.0/24", 24*time.Hour)
+		must(w.g.Allow(t.Context(), store.AllowEntry{Prefix: netip.MustParsePrefix("203.0.113.1/32"), By: "root"}))
+		check(7)
+		p := *w.policy
+		for _, a := range []string{"203.0.113.70/32", "203.0.113.200/32"} {
+			p.Allow = append(p.Allow, policy.AllowEntry{Prefix: netip.MustParsePrefix(a)})
+		}
+		must(w.g.Reload(t.Context(), &p))
+		check(16)
+	})
+}

@@ -176,7 +176,7 @@ func (g *Guard) status(ctx context.Context) Status {
 	if g.o.Capacity > 0 && g.o.CapacityFrom != "" {
 		s.CapacityFrom = g.o.CapacityFrom
 	}
-	if g.trial.State != "" {
+	if g.trial.State != "" && g.trial.By != store.Self {
 		t := g.trial
 		s.Trial = &t
 	}

@@ -26,9 +26,10 @@ func (g *Guard) takeUp(ctx context.Context, now time.Time) error {
 		end := b
 		end.Lifted, end.LiftedBy = now, store.Self+": it was only observed, and from now on blocks are real"
 		in, known := g.blocks.get(b.Prefix)
-		_, real := g.blocks.real(b.Prefix)
-		if b.Verdict == nil && known && in.ID == b.ID && !real && b.Until.Sub(now) >= time.Second {
-			if r := g.gate.passes(b.Prefix); r != nil {
+		if b.Verdict == nil && known && in.ID == b.ID && b.Until.Sub(now) >= time.Second {
+			if cover, ok := g.blocks.real(b.Prefix); ok && !cover.Until.Before(b.Until) {
+				end.LiftedBy = store.Self + ": it is in force with " + cover.Prefix.String()
+			} else if r := g.gate.passes(b.Prefix); r != nil {
 				end.LiftedBy = store.Self + ": " + r.Why
 				g.count.Refused++
 				g.note(Decision{Time: now, Prefix: b.Prefix, What: Refused, Reason: r.Reason, Why: "asked by " + b.By + " while blocks were only observed; but " + r.Why})

@@ -2,6 +2,7 @@ package guard
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -127,4 +128,38 @@ func TestNoOffence(t *testing.T) {
 			}
 		})
 	})
+}
+
+// TestByHandUnderShorterBlock: what was asked for by hand while it was only
+// observed outlasts a real block around it that ends before.
+func TestByHandUnderShorterBlock(t *testing.T) {
+	for _, how := range []string{"reload", "restart"} {
+		t.Run(how, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, nil)
+				stop := w.run()
+				defer func() { stop() }()
+				w.block("203.0.113.0/24", 10*time.Minute)
+				enforcing, observing := *w.policy, *w.policy
+				observing.Mode = policy.Observe
+				must(w.g.Reload(t.Context(), &observing))
+				w.block("203.0.113.5/32", 7*24*time.Hour)
+				w.block("203.0.113.9/32", 5*time.Minute)
+				if how == "reload" {
+					must(w.g.Reload(t.Context(), &enforcing))
+				} else {
+					stop()
+					w.start()
+					stop = w.run()
+				}
+				w.want("203.0.113.0/24 203.0.113.5/32")
+				h := must(w.g.History(t.Context(), netip.MustParsePrefix("203.0.113.9/32")))
+				if len(h) == 0 || !strings.HasSuffix(h[0].LiftedBy, "it is in force with 203.0.113.0/24") {
+					t.Errorf("%+v", h)
+				}
+				time.Sleep(15 * time.Minute)
+				w.want("203.0.113.5/32")
+			})
+		})
+	}
 }

@@ -26,7 +26,8 @@ type Trial struct {
 	// Until is when it ends, or ended, without the operator's word; in whole
 	// seconds.
 	Until time.Time `json:"until"`
-	// By is who gave it, where State is Committed.
+	// By is who gave it, where State is Committed: store.Self where the policy
+	// asked for nobody's.
 	By string `json:"by,omitempty"`
 }
 
@@ -116,7 +117,16 @@ func (g *Guard) beginTrial(ctx context.Context, now time.Time) error {
 			}
 		}
 		return g.saveTrial(Trial{})
-	case g.policy.Commit == 0 || g.trial.State != "":
+	case g.trial.State != "":
+		if g.policy.Commit > 0 && g.trial.By == store.Self {
+			g.log.Info("commit: begins no trial, for it was enforced without one before; `smtpguard commit --for 10m` begins one")
+		}
+	case g.policy.Commit == 0:
+		// Known from now on: a server that has enforced for months does not
+		// go on trial because commit: is in its policy one day.
+		if err := g.saveTrial(Trial{State: Committed, Since: now, By: store.Self}); err != nil {
+			g.fault("noting that mode: enforce needs nobody's word", err)
+		}
 	default:
 		if err := g.saveTrial(Trial{State: OnTrial, Since: now, Until: wholeSecond(now.Add(g.policy.Commit))}); err != nil {
 			return err

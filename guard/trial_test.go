@@ -337,3 +337,35 @@ func TestTrialRunsOutWithoutStore(t *testing.T) {
 		}
 	})
 }
+
+// TestCommitAddedLater: a server that enforces goes on no trial because the
+// policy has a commit: one day; the next change from observe to enforce does.
+func TestCommitAddedLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		stop := w.run()
+		defer func() { stop() }()
+		w.block("198.51.100.0/24", 24*time.Hour)
+		p := *w.policy
+		p.Commit = 10 * time.Minute
+		must(w.g.Reload(t.Context(), &p))
+		w.policy = &p
+		for range 2 {
+			if tr := w.status().Trial; tr != nil {
+				t.Errorf("%+v", tr)
+			}
+			time.Sleep(time.Hour)
+			w.want("198.51.100.0/24")
+			stop()
+			w.start()
+			stop = w.run()
+		}
+		observing := p
+		observing.Mode = policy.Observe
+		must(w.g.Reload(t.Context(), &observing))
+		must(w.g.Reload(t.Context(), &p))
+		if tr := w.status().Trial; tr == nil || tr.State != OnTrial {
+			t.Errorf("%+v", tr)
+		}
+	})
+}
