@@ -551,3 +551,69 @@ func TestStuckScanner(t *testing.T) {
 		}
 	}
 }
+
+// flooded is a log of one sender that takes all of 100 slots, after sent
+// messages of it.
+func flooded(t *testing.T, ip string, sent int) Finding {
+	t.Helper()
+	at := time.Date(2026, 11, 22, 3, 0, 0, 0, time.UTC)
+	var b strings.Builder
+	line := func(when time.Time, format string, args ...any) {
+		fmt.Fprintf(&b, when.Format(time.DateTime)+" "+format+"\n", args...)
+	}
+	for i := range sent {
+		when := at.Add(-time.Hour + time.Duration(i)*5*time.Second)
+		line(when, "SMTP connection from [%s]:%d (TCP/IP connection count = 1)", ip, 1000+i)
+		line(when, "1vM%03d-000000001yZ-0abc <= x@good.example H=mail.good.example [%s]:%d P=esmtps S=9000", i, ip, 1000+i)
+		line(when, "SMTP connection from mail.good.example [%s]:%d closed by QUIT", ip, 1000+i)
+	}
+	for i := range 100 {
+		line(at.Add(time.Duration(50*i)*time.Millisecond), "SMTP connection from [%s]:%d (TCP/IP connection count = %d)", ip, 20000+i, i+1)
+	}
+	for i := range 300 {
+		line(at.Add(6*time.Second+time.Duration(200*i)*time.Millisecond), "Connection from [209.85.1.%d]:%d refused: too many connections", i%50, 30000+i)
+	}
+	d := newDiagnosis(t, 100)
+	d.o.Guarding = Guarding{Mode: "enforce"}
+	if err := d.Read(t.Context(), strings.NewReader(b.String()), at); err != nil {
+		t.Fatal(err)
+	}
+	f := d.Report().Findings
+	if len(f) == 0 || f[0].Kind != FullFew {
+		t.Fatalf("%+v", f)
+	}
+	return f[0]
+}
+
+// TestFloodOfWhom: nobody is told to block his own machine, or, without a word,
+// somebody who sends mail.
+func TestFloodOfWhom(t *testing.T) {
+	for _, c := range []struct {
+		ip         string
+		sent       int
+		confidence Confidence
+		title      string
+		has, lacks []string
+	}{
+		{"10.66.9.9", 0, Certain, "A flood: ", []string{"smtpguard block 10.66.9.9"}, []string{"accepted", "a partner"}},
+		{"10.66.9.9", 400, Likely, "A flood: ", []string{"400 messages were accepted from 10.66.9.9", "Look first who sends mail from there"}, nil},
+		{"127.0.0.1", 0, Certain, "The slots were full, and this machine itself (127.0.0.1) held ", []string{"ss -tnp 'dport = :25'"}, []string{"smtpguard block "}},
+		{"::1", 5, Certain, "The slots were full, and this machine itself (::1) held ", []string{"ss -tnp"}, []string{"smtpguard block ", "a partner"}},
+	} {
+		f := flooded(t, c.ip, c.sent)
+		all := strings.Join(append(f.Why, f.Do...), "\n")
+		if f.Confidence != c.confidence || !strings.HasPrefix(f.Title, c.title) {
+			t.Errorf("%s, %d messages: %s, %s", c.ip, c.sent, f.Title, f.Confidence)
+		}
+		for _, s := range c.has {
+			if !strings.Contains(all, s) {
+				t.Errorf("%s, %d messages: want %q in\n%s", c.ip, c.sent, s, all)
+			}
+		}
+		for _, s := range c.lacks {
+			if strings.Contains(all, s) {
+				t.Errorf("%s, %d messages: %q is in\n%s", c.ip, c.sent, s, all)
+			}
+		}
+	}
+}

@@ -2,6 +2,7 @@ package diagnose
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -46,6 +47,14 @@ func (m *Machine) taken() bool {
 // Wrong reports whether Exim serves nobody on this machine.
 func (m *Machine) Wrong() bool { return m.down() || m.taken() }
 
+// saysConfig reports whether Exim's last lines tell of its configuration: it
+// writes them when it starts, and a fault there ends it (readconf.c).
+func (m *Machine) saysConfig() bool {
+	return slices.ContainsFunc(m.Last, func(l string) bool {
+		return strings.Contains(l, "Exim configuration error") || strings.Contains(l, "configuration file")
+	})
+}
+
 // machineFindings say what is wrong at this moment.
 func (d *Diagnosis) machineFindings() []Finding {
 	m := d.o.Machine
@@ -85,7 +94,11 @@ func (d *Diagnosis) machineWords(f *Finding, why func(string, ...any), do func(.
 	}
 	if m.ConfigErr != nil {
 		why("%s", show([]byte(m.ConfigErr.Error())))
-		f.Do = append([]string{"`exim -bV` names file and line of what it does not take in its configuration: mend that first."}, f.Do...)
+	} else if m.saysConfig() {
+		why("its last lines are of a fault in its configuration")
+	}
+	if m.ConfigErr != nil || m.saysConfig() {
+		f.Do = append([]string{"`exim -bV` (Debian: `exim4 -bV`, after `update-exim4.conf`) names file and line of what it does not take in its configuration: mend that first."}, f.Do...)
 	}
 	if !m.Written.IsZero() {
 		why("its log was last written %s ago", short(max(0, m.Now.Sub(m.Written))))
@@ -93,6 +106,9 @@ func (d *Diagnosis) machineWords(f *Finding, why func(string, ...any), do func(.
 	if n := len(f.Do); n > 0 && len(m.Start) > 0 { // "start it:", and how
 		f.Do[n-1] += " " + m.Start[0]
 		do(m.Start[1:]...)
+	}
+	if m.saysConfig() {
+		return
 	}
 	do("Did the kernel end it for want of memory? `dmesg -T | grep -i 'killed process'`. Is a disk full? `df -h /var/spool /var/log`.",
 		"Senders try again for days: no mail is lost yet.")

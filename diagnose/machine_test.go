@@ -24,11 +24,12 @@ func TestMachine(t *testing.T) {
 		{"down, told how long", Machine{Written: now.Add(-5 * time.Minute)}, "Exim is not running", "last written 5m ago", Certain},
 		{"in a container", Machine{Elsewhere: []int{9}}, "Exim is not running", "another network namespace (process 9)", Likely},
 		{"broken configuration", Machine{ConfigErr: errors.New("exim: \x1b[31mline 7")}, "Exim is not running", `\x1b[31mline 7`, Certain},
+		{"broken configuration, of which its last lines tell", Machine{Last: []string{"2026-11-22 03:59:00 Exim configuration error in line 7 of /etc/exim.conf: main option \"x\" unknown"}}, "Exim is not running", "exim4 -bV", Certain},
 		{"children are left", Machine{Daemons: []int{7}}, "Exim does not listen", "last connections", Likely},
 		{"somebody else", Machine{Listen: []uint16{25}, Programs: []string{"master"}}, "Exim is not running: its ports are served by master", "sport = :25", Certain},
 	} {
 		c.m.Now, c.m.Ports, c.m.Start = now, []uint16{25, 465}, []string{"`systemctl restart exim4`."}
-		c.m.Last = []string{"paniclog: \x1b[2J died"}
+		c.m.Last = append(c.m.Last, "paniclog: \x1b[2J died")
 		d := newDiagnosis(t, 100)
 		d.o.Machine = &c.m
 		if err := d.Read(t.Context(), strings.NewReader("2026-11-22 03:01:40 spool directory space check failed: space=812 inodes=20118\n"), now); err != nil {

@@ -52,6 +52,8 @@ type Source struct {
 	Share     float64      `json:"share"` // of the slots, 0 to 1
 	Addresses int          `json:"addresses"`
 	Why       string       `json:"why,omitempty"` // what the rules say; empty: nothing
+	// Messages were accepted from it, in all of the logs.
+	Messages int `json:"messages,omitempty"`
 }
 
 // Finding is one thing that was wrong.

@@ -90,6 +90,7 @@ type ghost struct {
 type verdict struct {
 	at       time.Time
 	sentence string
+	times    float64 // its threshold
 }
 
 func newSlots(det *detector.Detector) slots {
@@ -112,7 +113,11 @@ func (s *slots) observe(ev *detector.Event, line []byte, reserved, in bool) []de
 		if len(s.verdicts) >= 2*maxSources {
 			clear(s.verdicts)
 		}
-		s.verdicts[v.Source] = verdict{v.Time, v.Sentence()}
+		now := verdict{v.Time, v.Sentence(), v.Score / v.Threshold}
+		if old, ok := s.verdicts[v.Source]; ok && old.times > now.times && v.Time.Sub(old.at) <= verdictFor {
+			now.sentence, now.times = old.sentence, old.times // what says most
+		}
+		s.verdicts[v.Source] = now
 	}
 	if !in || at.IsZero() {
 		s.wasFull = false
@@ -222,10 +227,10 @@ func (s *slots) finish() {
 	}
 	e.sources, e.turned = len(e.held), len(e.victims)
 	if e.total > 0 {
-		good := make(map[netip.Addr]bool)
+		good := make(map[netip.Addr]int)
 		for g := range s.det.KnownGood() {
 			if sec, ok := e.held[g.Addr]; ok {
-				good[g.Addr] = true
+				good[g.Addr] = g.Messages
 				e.good += sec / e.total
 			}
 		}
@@ -273,21 +278,21 @@ const (
 type group struct {
 	seconds float64
 	members int
-	good    bool // a sender of accepted mail is in it
+	sent    int // messages that were accepted from it
 	why     string
 }
 
 // blame fills in who held the slots: sources that the rules name, strangers
 // with a large share, and other addresses.
-func (s *slots) blame(e *episode, good map[netip.Addr]bool) {
+func (s *slots) blame(e *episode, good map[netip.Addr]int) {
 	by, nets := make(map[netip.Prefix]*group), make(map[netip.Prefix]*group)
-	add := func(m map[netip.Prefix]*group, p netip.Prefix, sec float64, isGood bool) *group {
+	add := func(m map[netip.Prefix]*group, p netip.Prefix, sec float64, sent int) *group {
 		g := m[p]
 		if g == nil {
 			g = &group{}
 			m[p] = g
 		}
-		g.seconds, g.members, g.good = g.seconds+sec, g.members+1, g.good || isGood
+		g.seconds, g.members, g.sent = g.seconds+sec, g.members+1, g.sent+sent
 		return g
 	}
 	net := func(a netip.Addr) netip.Prefix {
@@ -313,18 +318,18 @@ func (s *slots) blame(e *episode, good map[netip.Addr]bool) {
 		add(nets, net(a), sec, good[a])
 	}
 	for a, sec := range rest {
-		if n := nets[net(a)]; !n.good && n.members >= strangerNetSize && n.seconds >= strangerNetShare*e.total && !s.sends(net(a)) {
-			g := add(by, net(a), sec, false)
+		if n := nets[net(a)]; n.sent == 0 && n.members >= strangerNetSize && n.seconds >= strangerNetShare*e.total && !s.sends(net(a)) {
+			g := add(by, net(a), sec, 0)
 			g.why = fmt.Sprintf("%s (%d addresses) held %.0f %% of the slots while they were full, and sent no mail", net(a), n.members, 100*n.seconds/e.total)
 			continue
 		}
 		g := add(by, netip.PrefixFrom(a, a.BitLen()), sec, good[a])
-		if !good[a] && sec >= strangerShare*e.total {
+		if good[a] == 0 && sec >= strangerShare*e.total {
 			g.why = fmt.Sprintf("%s held %.0f %% of the slots while they were full, and sent no mail", a, 100*sec/e.total)
 		}
 	}
 	for p, g := range by {
-		e.top = append(e.top, Source{Prefix: p, Share: g.seconds / e.total, Addresses: g.members, Why: g.why})
+		e.top = append(e.top, Source{Prefix: p, Share: g.seconds / e.total, Addresses: g.members, Why: g.why, Messages: g.sent})
 		if g.why != "" {
 			e.blame += g.seconds / e.total
 		}

@@ -49,7 +49,7 @@ func (d *Diagnosis) words(f *Finding, failed []check) {
 		}
 		do("See what runs then: `sar -q -f`, `atop -r`, or now `top`; backups and spam scanners are the usual ones.",
 			"`exim -bP smtp_load_reserve queue_only_load deliver_queue_load_max` shows the limits; a load of 1 for each core is a full machine (`nproc`).",
-			"Let the check in all the same: `smtp_reserve_hosts = 127.0.0.1` (WHM » Exim Configuration Manager » Advanced Editor).")
+			"Let the check in all the same: 127.0.0.1 and ::1 belong into smtp_reserve_hosts, beside what is there (`exim -bP smtp_reserve_hosts`); `smtpguard doctor` has the line for your system.")
 	case Queued:
 		f.Title = "Mail is taken but not delivered at once"
 		f.Confidence = Certain
@@ -96,8 +96,8 @@ func (d *Diagnosis) words(f *Finding, failed []check) {
 		f.Title = fmt.Sprintf("Exim was started %s, and the log does not say why", times(f.Times))
 		f.Confidence = Possible
 		why("neither full slots, nor load, nor a failing login were near those starts")
-		do("Give me what the monitor wrote: `smtpguard diagnose /var/log/exim_mainlog /var/log/chkservd.log`.",
-			"`journalctl -u exim -u exim4` and `dmesg -T` around that time; /var/log/exim_paniclog.")
+		do("`journalctl -u exim -u exim4` and `dmesg -T` around that time, and Exim's paniclog, which is beside its main log.",
+			"If a panel watches Exim, name what it wrote too: cPanel's is /var/log/chkservd.log.")
 	case Storm:
 		f.Title = "Somebody opened very many connections; the server bore it"
 		f.Confidence = Certain
@@ -150,13 +150,19 @@ func (d *Diagnosis) slotWords(f *Finding, why func(string, ...any), do func(...s
 			f.Confidence = Likely
 		}
 		names := ""
-		var prefixes []string
+		var prefixes []string // without this machine itself, which is not to be blocked
+		own, sends := "", false
 		share := 0.0
 		for _, s := range f.Sources {
-			if s.Why != "" {
-				share += s.Share
+			switch {
+			case s.Why == "":
+				continue
+			case s.Prefix.Addr().IsLoopback():
+				own = bare(s.Prefix)
+			default:
 				prefixes = append(prefixes, bare(s.Prefix))
 			}
+			share += s.Share
 		}
 		for i, p := range prefixes {
 			if i == 3 {
@@ -168,14 +174,30 @@ func (d *Diagnosis) slotWords(f *Finding, why func(string, ...any), do func(...s
 			}
 			names += p
 		}
-		f.Title = fmt.Sprintf("A flood: the slots were full, and few sources held %.0f %% of them: %s", 100*min(1, max(share, sum.blame)), names)
+		percent := 100 * min(1, max(share, sum.blame))
+		f.Title = fmt.Sprintf("A flood: the slots were full, and few sources held %.0f %% of them: %s", percent, names)
+		if len(prefixes) == 0 {
+			f.Title = fmt.Sprintf("The slots were full, and this machine itself (%s) held %.0f %% of them", own, percent)
+		}
 		for i, s := range f.Sources {
 			if s.Why == "" || i == 4 {
 				break
 			}
 			why("%s", s.Why)
+			if s.Messages > 0 && !s.Prefix.Addr().IsLoopback() {
+				f.Confidence, sends = Likely, true
+				why("but %s accepted from %s in these logs", count(s.Messages, "message was", "messages were"), bare(s.Prefix))
+			}
 		}
-		do(d.o.Guarding.block(prefixes[:min(len(prefixes), 3)])...)
+		if own != "" {
+			do(fmt.Sprintf("A program on this machine opens connections to %s and does not end them: `ss -tnp 'dport = :25'` shows which. Mend or end it; nobody is to be blocked for it.", own))
+		}
+		if sends {
+			do("Look first who sends mail from there: a customer or a partner is not to be blocked, but asked why his connections hang (`smtpguard allow add ADDRESS` keeps him from being blocked).")
+		}
+		if len(prefixes) > 0 {
+			do(d.o.Guarding.block(prefixes[:min(len(prefixes), 3)])...)
+		}
 		do(notMore)
 	case FullMany:
 		want := roundUp(f.AcceptMax)

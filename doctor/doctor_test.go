@@ -101,7 +101,8 @@ func TestFaults(t *testing.T) {
 		{"no policy", func(f *Facts) { f.PolicyPath = "" }, "warn policy: there is no policy file", "smtpguard policy init"},
 		{"broken policy", func(f *Facts) { f.PolicyErr = errors.New("policy.yaml:1:1: unknown key") }, "fail policy: the policy has faults: policy.yaml:1:1", "policy check"},
 		{"observe", func(f *Facts) { f.Policy.Mode = policy.Observe; f.Daemon.Mode = "observe" }, "warn mode: mode is observe", "mode: enforce"},
-		{"mode changed", func(f *Facts) { f.Daemon.Mode = "observe" }, "warn mode: the policy says mode: enforce, and the daemon runs in observe", "restart smtpguard"},
+		{"mode changed", func(f *Facts) { f.Daemon.Mode = "observe" }, "warn mode: the policy says mode: enforce, and the daemon runs in observe", "reload smtpguard"},
+		{"trial over", func(f *Facts) { f.Daemon.Mode, f.Daemon.Trial = "observe", &guard.Trial{State: guard.TrialOver} }, "warn mode: the policy says mode: enforce, and the daemon runs in observe", "smtpguard commit"},
 		{"no daemon", func(f *Facts) { f.Daemon, f.DaemonUp, f.Store.Good = nil, control.ErrNoDaemon, 3 }, "fail daemon: no daemon runs", "systemctl enable --now smtpguard"},
 		{"hung daemon", func(f *Facts) { f.Daemon, f.DaemonUp, f.Store.Good = nil, some, 3 }, "fail daemon: the daemon does not answer: it ?[31mbroke here", "journalctl"},
 		{"lag", func(f *Facts) { f.Daemon.Logs[0].Behind = 64 << 20 }, "warn lag: the daemon is 64 MiB behind", ""},
@@ -155,14 +156,14 @@ func TestFaults(t *testing.T) {
 		{"nobody listens", func(f *Facts) { f.Sockets.Listen = nil }, "warn listening: nothing listens on the ports [25 465 587]", "confirm: off"},
 		{"no limit", func(f *Facts) { f.Exim.AcceptMax = 0 }, "fail slots: smtp_accept_max is 0", "smtp_accept_max = 100"},
 		{"few slots", func(f *Facts) { f.Exim.AcceptMax, f.Daemon.Capacity = 20, 20 }, "warn slots: smtp_accept_max is 20", "smtp_accept_max = 100"},
-		{"other slots", func(f *Facts) { f.Daemon.Capacity = 50 }, "warn slots: smtp_accept_max is 100, and the daemon counts on 50", "restart smtpguard"},
+		{"other slots", func(f *Facts) { f.Daemon.Capacity = 50 }, "warn slots: smtp_accept_max is 100, and the daemon counts on 50", "reload smtpguard"},
 		{"policy's slots", func(f *Facts) { f.Policy.Capacity = 50; f.Daemon.Capacity = 50 }, "warn slots: smtp_accept_max is 100, and the policy says capacity: 50", "capacity: auto"},
 		{"patient", func(f *Facts) { f.Exim.ReceiveTimeout = time.Hour }, "warn receive-timeout: a silent client keeps its slot for 1h", "smtp_receive_timeout = 5m"},
 		{"no reserve on cPanel", func(f *Facts) { f.Settings["smtp_accept_reserve"] = "0" }, "warn reserve: no slot is kept for the panel", "smtp_accept_reserve = 5"},
 		{"reserve for nobody", func(f *Facts) { f.Settings["smtp_reserve_hosts"] = "" }, "warn reserve: smtp_accept_reserve is 5, but", ""},
-		{"reserve for others", func(f *Facts) { f.ReserveLocal = false; f.Settings["smtp_reserve_hosts"] = "!127.0.0.1 : *" }, "warn reserve: 5 slots are kept for !127.0.0.1 : *, and this machine itself", "Add 127.0.0.1 to smtp_reserve_hosts"},
+		{"reserve for others", func(f *Facts) { f.ReserveLocal = false; f.Settings["smtp_reserve_hosts"] = "!127.0.0.1 : *" }, "warn reserve: 5 slots are kept for !127.0.0.1 : *, and this machine itself", "smtp_reserve_hosts = 127.0.0.1 : ::::1 : !127.0.0.1 : *"},
 		{"reserve by name", func(f *Facts) { f.ReserveLocal, f.ReserveErr = false, exim.ErrCannotTell }, "skip reserve: 5 slots are kept", ""},
-		{"assumed", func(f *Facts) { f.Daemon.CapacityFrom = detector.CapacityAssumed }, "warn slots: smtp_accept_max is 100, and the daemon does not know it", "restart smtpguard"},
+		{"assumed", func(f *Facts) { f.Daemon.CapacityFrom = detector.CapacityAssumed }, "warn slots: smtp_accept_max is 100, and the daemon does not know it", "reload smtpguard"},
 		{"assumed, no Exim", func(f *Facts) {
 			f.EximErr, f.Settings, f.Daemon.CapacityFrom = exim.ErrNoExim, nil, detector.CapacityAssumed
 		},
@@ -172,6 +173,15 @@ func TestFaults(t *testing.T) {
 			f.Settings["smtp_reserve_hosts"] = ""
 			f.ReserveLocal = false
 		}, "warn reserve: \nwarn load-reserve: above a load average of 8.00 everybody", "127.0.0.1"},
+		{"load, others in the list", func(f *Facts) {
+			f.System, f.ReserveLocal = Debian, false
+			f.Settings["smtp_accept_reserve"], f.Settings["smtp_load_reserve"] = "0", "8.00"
+			f.Settings["smtp_reserve_hosts"] = "<, 192.0.2.5, 192.0.2.6"
+		}, "warn load-reserve: above a load average of 8.00 only smtp_reserve_hosts", "smtp_reserve_hosts = <, 127.0.0.1 , ::1 , 192.0.2.5, 192.0.2.6"},
+		{"not root", func(f *Facts) {
+			f.Root, f.Logs, f.LogErr, f.Daemon = false, nil, os.ErrPermission, nil
+			f.Policy.Capacity = 0
+		}, "skip daemon: \nskip log: permission denied; run doctor as root\nskip log-selector: too few\nskip time-zone: \nskip slots: Exim's log cannot be read by you: run doctor as root\nskip receive-timeout: Exim's log cannot be read by you\nskip known-good: ", ""},
 		{"no table", func(f *Facts) { f.Sockets.Err = some }, "fail sockets: the kernel's socket table cannot be read\nskip listening", "modprobe"},
 		{"cannot destroy", func(f *Facts) { f.Sockets.CanDestroy, f.Sockets.Why = false, some }, "warn sockets: this kernel cannot end connections", "CONFIG_INET_DIAG_DESTROY"},
 		{"no capabilities", func(f *Facts) { f.Lacks = []string{"CAP_NET_ADMIN"} }, "fail capabilities: the daemon lacks CAP_NET_ADMIN", ""},

@@ -21,12 +21,20 @@ func (x *exam) asked(name string) bool {
 		x.skip(name, "there is no Exim on this machine to be asked")
 	case x.EximErr != nil:
 		x.skip(name, "Exim's configuration could not be read: "+oneLine(x.EximErr))
+	case x.blind():
+		x.skip(name, "Exim's log cannot be read by you: run doctor as root")
 	case !x.writes():
 		x.skip(name, "this machine's Exim writes another log than the one that is followed; its configuration is left aside")
 	default:
 		return true
 	}
 	return false
+}
+
+// blind reports whether the log was not found only because this user may not
+// look: then nothing is concluded from that.
+func (x *exam) blind() bool {
+	return !x.Root && len(x.Logs) == 0 && errors.Is(x.LogErr, fs.ErrPermission)
 }
 
 // eximAnswers: a configuration that cannot be read is more than its values.
@@ -185,7 +193,7 @@ func (x *exam) eximListens() {
 func (x *exam) slots() {
 	const name = "slots"
 	if !x.asked(name) {
-		if x.Policy.Capacity == 0 && (x.Daemon == nil || x.Daemon.CapacityFrom == detector.CapacityAssumed) {
+		if !x.blind() && x.Policy.Capacity == 0 && (x.Daemon == nil || x.Daemon.CapacityFrom == detector.CapacityAssumed) {
 			x.warn("capacity", "the number of slots (smtp_accept_max) is not known; 100 are assumed", "Pressure is wrong if there are more or fewer.", "State it in "+x.policyFileName()+", then `systemctl restart smtpguard`:", "capacity: 100")
 		}
 		return
@@ -200,9 +208,9 @@ func (x *exam) slots() {
 		x.warn(name, fmt.Sprintf("smtp_accept_max is %d, and the policy says capacity: %d", n, x.Policy.Capacity), "When the server is full is judged by the policy.",
 			"In "+x.policyFileName()+", unless Exim is started with another number:", "capacity: auto")
 	case x.Daemon != nil && x.Daemon.CapacityFrom == detector.CapacityAssumed:
-		x.warn(name, fmt.Sprintf("smtp_accept_max is %d, and the daemon does not know it and assumes %d", n, x.Daemon.Capacity), "When the server is full is a guess until then.", "systemctl restart smtpguard")
+		x.warn(name, fmt.Sprintf("smtp_accept_max is %d, and the daemon does not know it and assumes %d", n, x.Daemon.Capacity), "When the server is full is a guess until then.", "systemctl reload smtpguard")
 	case x.Daemon != nil && x.Daemon.Capacity != n:
-		x.warn(name, fmt.Sprintf("smtp_accept_max is %d, and the daemon counts on %d (from %s)", n, x.Daemon.Capacity, x.Daemon.CapacityFrom), "It was changed since the daemon was started.", "systemctl restart smtpguard")
+		x.warn(name, fmt.Sprintf("smtp_accept_max is %d, and the daemon counts on %d (from %s)", n, x.Daemon.Capacity, x.Daemon.CapacityFrom), "It was changed, and the daemon asks only now and then.", "systemctl reload smtpguard")
 	case n <= 20:
 		x.warn(name, fmt.Sprintf("smtp_accept_max is %d", n), "So few are full with proper mail alone.", x.setting(name, "smtp_accept_max = 100")...)
 	default:
@@ -236,20 +244,15 @@ func (x *exam) reserve() {
 	n, _ := strconv.Atoi(x.Settings["smtp_accept_reserve"])
 	hosts := x.Settings["smtp_reserve_hosts"]
 	list := bounded(hosts, 200)
-	// An added list has the separator: colons in IPv6 addresses would part them.
 	mend := func() []string {
-		options := []string{"smtp_reserve_hosts = <; 127.0.0.1 ; ::1"}
-		if hosts != "" { // what is in it is not ours to drop
-			options = nil
+		var options []string
+		if hosts == "" || !x.ReserveLocal {
+			options = append(options, "smtp_reserve_hosts = "+withLocal(hosts))
 		}
 		if n == 0 {
 			options = append(options, "smtp_accept_reserve = 5")
 		}
-		lines := x.setting(name, options...)
-		if hosts != "" && !x.ReserveLocal {
-			lines = append(lines, fmt.Sprintf("Add 127.0.0.1 to smtp_reserve_hosts, before any item that begins with \"!\"%s; it is: %s", x.setAt("smtp_reserve_hosts"), list))
-		}
-		return lines
+		return x.setting(name, options...)
 	}
 	const panel = "When all slots are taken cPanel's check is refused as well, and it restarts a healthy Exim every five minutes."
 	switch {
@@ -268,12 +271,29 @@ func (x *exam) reserve() {
 	}
 }
 
-// setAt is where an option is set, as part of a sentence; "": not known.
-func (x *exam) setAt(option string) string {
-	if p := x.Set[option]; len(p) > 0 {
-		return " (" + p[0].String() + ")"
+// withLocal is a host list with this machine itself before all that is in it,
+// in the form that the list has: one that begins with "<;" is parted by
+// semicolons, else by colons, which are doubled inside an item (Exim's
+// specification, "Changing list separators").
+func withLocal(list string) string {
+	sep, rest := ";", strings.TrimSpace(list)
+	if rest == "" {
+		return "<; 127.0.0.1 ; ::1"
 	}
-	return ""
+	local6 := "::1"
+	if strings.HasPrefix(rest, "<") && len(rest) > 1 && rest[1] > ' ' && rest[1] < 0x7f {
+		sep, rest = rest[1:2], strings.TrimSpace(rest[2:])
+	} else {
+		sep = ":"
+	}
+	if sep == ":" {
+		local6 = "::::1"
+	}
+	mark := ""
+	if sep != ":" {
+		mark = "<" + sep + " "
+	}
+	return mark + strings.Join([]string{"127.0.0.1", local6, rest}, " "+sep+" ")
 }
 
 func (x *exam) loadReserve() {
@@ -290,7 +310,7 @@ func (x *exam) loadReserve() {
 			"It looks like a flood in the mailbox.", x.setting(name, "smtp_reserve_hosts = <; 127.0.0.1 ; ::1")...)
 	case x.ReserveErr == nil && !x.ReserveLocal:
 		x.warn(name, "above a load average of "+limit+" only smtp_reserve_hosts are let in, and this machine itself (127.0.0.1) is not among them",
-			"The panel's health check is refused then, and it restarts a healthy Exim.", "Add 127.0.0.1 to smtp_reserve_hosts, as said under reserve.")
+			"The panel's health check is refused then, and it restarts a healthy Exim.", x.setting(name, "smtp_reserve_hosts = "+withLocal(x.Settings["smtp_reserve_hosts"]))...)
 	default:
 		x.ok(name, "above a load average of "+limit+" only smtp_reserve_hosts are let in")
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/smtpguard/smtpguard/control"
+	"github.com/smtpguard/smtpguard/guard"
 	"github.com/smtpguard/smtpguard/policy"
 )
 
@@ -37,7 +38,12 @@ func (x *exam) mode() {
 	mode := string(x.Policy.Mode)
 	if x.Daemon != nil {
 		if x.Daemon.Mode != mode && x.PolicyErr == nil {
-			x.warn(name, fmt.Sprintf("the policy says mode: %s, and the daemon runs in %s", mode, x.Daemon.Mode), "It was changed since, or is overridden by a flag.", "systemctl restart smtpguard")
+			says := fmt.Sprintf("the policy says mode: %s, and the daemon runs in %s", mode, x.Daemon.Mode)
+			if t := x.Daemon.Trial; t != nil && t.State == guard.TrialOver {
+				x.warn(name, says, "The trial of mode: enforce ended without the operator's word, and no restart begins it again.", "smtpguard commit")
+			} else {
+				x.warn(name, says, "It was changed since, or is overridden by a flag (then a restart without it helps).", "systemctl reload smtpguard")
+			}
 			return
 		}
 		mode = x.Daemon.Mode
