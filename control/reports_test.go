@@ -120,8 +120,11 @@ func TestReports(t *testing.T) {
 	if _, err := r.WithdrawReport(ctx, id, "", "done"); !errors.Is(err, abuse.ErrState) {
 		t.Errorf("a closed one is withdrawn: %v", err)
 	}
+	if c, err := r.ReopenReport(ctx, id, ""); err != nil || c.State != abuse.Sent {
+		t.Errorf("a closed one is reopened: %+v, %v", c, err)
+	}
 	if _, err := r.ReopenReport(ctx, id, ""); !errors.Is(err, abuse.ErrState) {
-		t.Errorf("a closed one is reopened: %v", err)
+		t.Errorf("one that is not closed is reopened: %v", err)
 	}
 	if _, err := r.CloseReport(ctx, id, "", "\x1b[2J"); err == nil {
 		t.Error("control characters are taken")

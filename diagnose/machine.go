@@ -132,6 +132,13 @@ func (g Guarding) block(prefixes []string) []string {
 	byHand := "`smtpguard block " + strings.Join(prefixes, " ") + " --for 1h`"
 	const see = "`smtpguard replay LOG` shows whom it would block, and when it would have"
 	set := "set `mode: enforce` in " + file
+	// To be pasted, in this order.
+	now := func(then string) []string {
+		if len(prefixes) == 0 {
+			return nil
+		}
+		return []string{"By hand, at once: `sed -i 's/^mode: .*/mode: enforce/' " + file + "`, `" + then + "`, " + byHand + "."}
+	}
 	switch {
 	case g.Mode == "enforce":
 		lines := []string{"The daemon runs and enforces: `smtpguard blocks list` shows whom it has blocked."}
@@ -142,14 +149,15 @@ func (g Guarding) block(prefixes []string) []string {
 	case g.Mode != "" && g.PolicyMode == "enforce":
 		return []string{"The daemon still observes, though the policy says enforce: `systemctl reload smtpguard`, or restart it if it was started with --mode. Then it blocks."}
 	case g.Mode != "":
-		return []string{"The daemon only observes, and blocks nobody, by hand neither: " + see + ".",
-			"To let it block: " + set + ", then `systemctl reload smtpguard`."}
+		return append([]string{"The daemon only observes, and blocks nobody, by hand neither: " + see + ".",
+			"To let it block: " + set + ", then `systemctl reload smtpguard`."}, now("systemctl reload smtpguard")...)
 	case g.PolicyMode == "enforce":
-		return []string{"No daemon answers: `systemctl enable --now smtpguard` (the policy says enforce); " + see + "."}
+		lines := []string{"No daemon answers: `systemctl enable --now smtpguard` (the policy says enforce); " + see + "."}
+		if len(prefixes) > 0 {
+			lines = append(lines, "By hand, when that is done: "+byHand+".")
+		}
+		return lines
 	}
-	lines := []string{"No daemon answers. To let it block: " + set + ", then `systemctl enable --now smtpguard`; " + see + "."}
-	if len(prefixes) > 0 {
-		lines = append(lines, "By hand, when that is done: "+byHand+".")
-	}
-	return lines
+	return append([]string{"No daemon answers. To let it block: " + set + ", then `systemctl enable --now smtpguard`; " + see + "."},
+		now("systemctl enable --now smtpguard")...)
 }

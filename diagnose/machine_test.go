@@ -60,7 +60,7 @@ func TestGuarding(t *testing.T) {
 		has, lack string
 	}{
 		{Guarding{Mode: "enforce", PolicyMode: "enforce"}, "smtpguard block 192.0.2.7 --for 1h", "mode: enforce"},
-		{Guarding{Mode: "observe", PolicyMode: "observe", PolicyFile: "/p.yaml"}, "set `mode: enforce` in /p.yaml, then `systemctl reload smtpguard`", "smtpguard block "},
+		{Guarding{Mode: "observe", PolicyMode: "observe", PolicyFile: "/p.yaml"}, "`sed -i 's/^mode: .*/mode: enforce/' /p.yaml`, `systemctl reload smtpguard`, `smtpguard block 192.0.2.7 --for 1h`", "enable --now"},
 		{Guarding{Mode: "observe", PolicyMode: "enforce"}, "systemctl reload smtpguard", "smtpguard block "},
 		{Guarding{PolicyMode: "enforce"}, "systemctl enable --now smtpguard", "mode: enforce"},
 		{Guarding{PolicyMode: "observe"}, "in /etc/smtpguard/policy.yaml, then `systemctl enable --now smtpguard`", "reload"},
