@@ -38,9 +38,10 @@ type Config struct {
 // logged in.
 //
 // A known good address is judged by Factor times the threshold, and by
-// Factor² while it works: while it delivered, in the last minute, at least
-// one message for each slot that it holds. Neither makes it immune: no
-// saturation threshold is raised above 0.9.
+// Factor², or 0.6 of the slots if that is more, while it works: while it
+// delivered, in the last three minutes, a message for each slot that it holds,
+// or, with one slot or two, a message. Neither makes it immune: no saturation
+// threshold is raised above 0.9.
 type KnownGood struct {
 	Factor float64       // 1 or more; 0 means 2
 	MaxAge time.Duration // since the last message or login; 0 means 30 days

@@ -21,9 +21,9 @@ type good struct {
 	key         key
 	first, last int64
 	messages    uint32
-	// Messages in the detector's minute, and in the one before it.
-	minute    int64
-	cur, prev uint32
+	// Messages in the detector's minute, and in those before it.
+	minute int64
+	recent [workPause + 1]uint32
 }
 
 type goods struct {
@@ -96,15 +96,17 @@ func (d *Detector) accepted(ev *Event) {
 	e.last = max(e.last, t)
 	e.messages++
 	m := d.now / int64(time.Minute)
-	switch m - e.minute {
-	case 0:
-	case 1:
-		e.prev, e.cur = e.cur, 0
-	default:
-		e.prev, e.cur = 0, 0
-	}
+	e.recent = e.upTo(m)
 	e.minute = m
-	e.cur++
+	e.recent[0]++
+}
+
+// upTo is e.recent when the detector's minute is m.
+func (e *good) upTo(m int64) (recent [workPause + 1]uint32) {
+	if age := m - e.minute; age >= 0 && age < int64(len(recent)) {
+		copy(recent[age:], e.recent[:])
+	}
+	return recent
 }
 
 // good is what is known of the good address k; nil if nothing, or if it is too
@@ -120,18 +122,15 @@ func (d *Detector) good(k key) *good {
 	return nil
 }
 
-// lastMinute estimates the messages of e in the last minute, in the way of
-// window.
-func (d *Detector) lastMinute(e *good) float64 {
-	m := d.now / int64(time.Minute)
+// lately estimates the messages of e in the last minute, and in the last
+// workPause minutes, in the way of window.
+func (d *Detector) lately(e *good) (minute, pause float64) {
+	recent := e.upTo(d.now / int64(time.Minute))
 	rest := 1 - float64(d.now%int64(time.Minute))/float64(time.Minute)
-	switch m - e.minute {
-	case 0:
-		return float64(e.cur) + rest*float64(e.prev)
-	case 1:
-		return rest * float64(e.cur)
+	for _, n := range recent[:workPause] {
+		pause += float64(n)
 	}
-	return 0
+	return float64(recent[0]) + rest*float64(recent[1]), pause + rest*float64(recent[workPause])
 }
 
 // mostSaturation is the highest saturation threshold of a known good address:
@@ -141,10 +140,12 @@ const mostSaturation = 0.9
 // workingSaturation is the least one of a known good address that works.
 const workingSaturation = 0.6
 
-// workPause: a sender works that delivers a message a slot in so many minutes.
-// A proven one did for so long, with so many messages.
+// workPause: a sender works that delivers a message a slot in so many minutes,
+// and, if it has a few slots only, of which nobody makes a flood alone, a
+// message at all. A proven one did for so long, with so many messages.
 const (
 	workPause      = 3
+	fewSlots       = 2
 	provenMessages = 20
 	provenFor      = int64(24 * time.Hour)
 )
@@ -160,8 +161,9 @@ func (d *Detector) threshold(n *node, r *Rule) float64 {
 		return r.Threshold // it delivered once, and only holds
 	}
 	t := r.Threshold * d.goods.factor
-	m := d.lastMinute(e)
-	works := m >= 1 && workPause*m >= float64(n.held)
+	m, pause := d.lately(e)
+	held := float64(n.held)
+	works := m >= 1 && workPause*m >= held || pause >= 1 && (held <= fewSlots || pause >= held)
 	switch {
 	case r.Metric == Saturation && int64(r.Window) < staleAfter && e.messages >= provenMessages && e.last-e.first >= provenFor:
 		t = max(t*d.goods.factor, workingSaturation) // time to show that it works

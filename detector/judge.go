@@ -423,7 +423,7 @@ func (d *Detector) pronounce(c *candidate) {
 	d.spare(hot{
 		node: c.node, rule: c.rule, until: n.cool, stale: c.stale,
 		threshold: memberShare * sum / float64(max(1, count)), suspects: count,
-	}, in)
+	})
 }
 
 // verdict says that node i crossed rule r now.

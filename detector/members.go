@@ -68,25 +68,34 @@ func (d *Detector) followHot() {
 		if d.cfg.Rules[h.rule].Metric == Saturation && d.p == 0 {
 			continue
 		}
-		d.follow(h, d.goodIn(d.nodes.at(h.node).key))
+		d.follow(h)
 	}
 }
 
-// follow tells the bad members of h. in are the known good addresses in it.
-func (d *Detector) follow(h *hot, in []*good) {
+// follow tells the bad members of h.
+func (d *Detector) follow(h *hot) {
 	if d.cfg.Rules[h.rule].Metric == Saturation {
 		h.customary = max(h.customary, d.customary(h))
+	}
+	// Asked for only when a prefix in it could be told: it takes long.
+	var list []*good
+	asked := false
+	in := func() []*good {
+		if !asked {
+			list, asked = d.goodIn(d.nodes.at(h.node).key), true
+		}
+		return list
 	}
 	d.tellMembers(h.node, h, in)
 }
 
 // spare makes h one of the hot prefixes.
-func (d *Detector) spare(h hot, in []*good) {
+func (d *Detector) spare(h hot) {
 	d.hots = slices.DeleteFunc(d.hots, func(o hot) bool {
 		h.before = max(h.before, o.customary)
 		return o.node == h.node
 	})
-	d.follow(&h, in)
+	d.follow(&h)
 	d.hots = append(d.hots, h)
 }
 
@@ -135,8 +144,8 @@ func (d *Detector) customary(h *hot) float64 {
 }
 
 // tellMembers makes verdicts on the bad members of node i, which is h's or
-// inside it. in are the known good addresses of h's prefix.
-func (d *Detector) tellMembers(i uint32, h *hot, in []*good) {
+// inside it. in lists the known good addresses of h's prefix.
+func (d *Detector) tellMembers(i uint32, h *hot, in func() []*good) {
 	rule := &d.cfg.Rules[h.rule]
 	customary := max(h.customary, h.before)
 	allHang := customary*float64(d.capacity) >= staleShare
@@ -164,7 +173,7 @@ func (d *Detector) tellMembers(i uint32, h *hot, in []*good) {
 			each = max(each, lonelyShare/float64(d.capacity))
 		}
 		threshold := max(h.threshold, each*float64(sources))
-		if n.level != 0 && (sources < 2 || s < threshold-epsilon || slices.ContainsFunc(in, func(e *good) bool { return n.key.contains(e.key) })) {
+		if n.level != 0 && (sources < 2 || s < threshold-epsilon || slices.ContainsFunc(in(), func(e *good) bool { return n.key.contains(e.key) })) {
 			d.tellMembers(c, h, in)
 			continue
 		}

@@ -280,16 +280,25 @@ func (r *reference) threshold(a netip.Addr, rule int) float64 {
 	}
 	t *= r.cfg.KnownGood.Factor
 	minute := int64(time.Minute)
-	var cur, prev float64
+	rest := 1 - float64(r.now%minute)/float64(minute)
+	var m, pause float64
 	for _, x := range r.accepts {
-		if x.addr == a && x.at/minute == r.now/minute {
-			cur++
-		} else if x.addr == a && x.at/minute == r.now/minute-1 {
-			prev++
+		if x.addr != a {
+			continue
+		}
+		switch age := r.now/minute - x.at/minute; {
+		case age == 0:
+			m, pause = m+1, pause+1
+		case age == 1:
+			m, pause = m+rest, pause+1
+		case age < workPause:
+			pause++
+		case age == workPause:
+			pause += rest
 		}
 	}
-	rest := 1 - float64(r.now%minute)/float64(minute)
-	if m := cur + rest*prev; m >= 1 && workPause*m >= float64(r.held(single(a))) {
+	held := float64(r.held(single(a)))
+	if m >= 1 && workPause*m >= held || pause >= 1 && (held <= fewSlots || pause >= held) {
 		t *= r.cfg.KnownGood.Factor
 		if ru.Metric == Opens {
 			t += m

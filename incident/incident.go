@@ -88,9 +88,9 @@ type Collector struct {
 	opened, refused, accepted uint64
 	// served are the sources that were refused because the server was full,
 	// and how often, while with the policy's blocks there was a free slot;
-	// senders are those whose mail was accepted at some time.
+	// senders are those whose mail was accepted at some time, and how much.
 	served  map[netip.Addr]int
-	senders map[netip.Addr]struct{}
+	senders map[netip.Addr]int
 }
 
 // Row is what is told of one source that the policy would have blocked.
@@ -140,7 +140,7 @@ func who(p netip.Prefix) string {
 
 // New returns a Collector of nothing yet.
 func New(o Options) (*Collector, error) {
-	c := &Collector{o: o, served: make(map[netip.Addr]int), senders: make(map[netip.Addr]struct{})}
+	c := &Collector{o: o, served: make(map[netip.Addr]int), senders: make(map[netip.Addr]int)}
 	if o.Pictures {
 		var err error
 		if c.series, err = newSeries(o); err != nil {
@@ -173,8 +173,8 @@ func (c *Collector) at(t time.Time) time.Time {
 func (c *Collector) Event(now func() Moment, ev *detector.Event, by *store.Block) {
 	if ev.Kind == detector.Accepted {
 		c.accepted++
-		if len(c.senders) < maxServed && ev.Source.IsValid() {
-			c.senders[ev.Source] = struct{}{}
+		if _, known := c.senders[ev.Source]; known || len(c.senders) < maxServed && ev.Source.IsValid() {
+			c.senders[ev.Source]++
 		}
 	}
 	switch ev.Kind {
@@ -402,9 +402,9 @@ func (c *Collector) Total() Row {
 // too many.
 func (c *Collector) Left() int { return c.left }
 
-// fewTries is how often a proper sender is refused at most that sends no mail
-// in all of the log: he comes again after minutes. Who tries more often and
-// never sends is like those who flood.
+// fewTries is how often a proper sender is refused at most, and once more as
+// often for each message that it sends in all of the log: he comes again after
+// minutes. Who tries more often and sends so little is like those who flood.
 const fewTries = 10
 
 // Served counts the connections that were refused because the server was full,
@@ -413,8 +413,7 @@ const fewTries = 10
 // sooner or later, and those that look like it.
 func (c *Collector) Served() (connections, senders int) {
 	for a, k := range c.served {
-		_, sent := c.senders[a]
-		if _, bad := c.byPrefix.Lookup(a); !bad && (sent || k <= fewTries) {
+		if _, bad := c.byPrefix.Lookup(a); !bad && k <= fewTries*(1+c.senders[a]) {
 			connections += k
 			senders++
 		}

@@ -113,10 +113,14 @@ func TestSentence(t *testing.T) {
 				w.refuse("192.0.2.1", 1)
 				w.refuse("203.0.113.1", 1)
 				w.refuse("203.0.113.6", 3) // never gets a slot, never sends: one more of them
+				w.refuse("203.0.113.7", 3) // sent a mail once, and is one of them too
 			}
 			w.refuse("192.0.2.9", 2)
 			w.event(detector.Opened, "192.0.2.1", 3, 0)
-			w.event(detector.Accepted, "192.0.2.1", 0, 0)
+			for range 12 {
+				w.event(detector.Accepted, "192.0.2.1", 0, 0)
+			}
+			w.event(detector.Accepted, "203.0.113.7", 0, 0)
 		}, "The server was full for 2 min 7 s; 5 addresses of one network held 100 of its 100 slots at worst; smtpguard would have blocked them 1.9 s after it began. " +
 			"127 connections of 2 other senders that were refused after that would have found a free slot."},
 		"those blocked later are not victims": {func(w *world) {

@@ -18,6 +18,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/smtpguard/smtpguard/control"
+	"github.com/smtpguard/smtpguard/detector"
 	"github.com/smtpguard/smtpguard/guard"
 	"github.com/smtpguard/smtpguard/policy"
 	"github.com/smtpguard/smtpguard/store"
@@ -461,9 +462,20 @@ func (e *env) blocksExport(c *cli.Context) error {
 // why is a block's reason in a few words.
 func why(b store.Block) string {
 	if v := b.Verdict; v != nil {
-		return fmt.Sprintf("%s: %s in %s", v.Rule, score(v.Metric, v.Score), policy.FormatDuration(v.Window)) + part(b)
+		return v.Rule + ": " + scored(v) + part(b)
 	}
 	return b.By + ": " + b.Reason + part(b)
+}
+
+// scored is what a verdict counted, as its metric is spoken of. A share of the
+// slots is an average over the window, so that it is lower than what is held;
+// and the limit is not the rule's for all, see docs/why.md.
+func scored(v *detector.Verdict) string {
+	if v.Metric == detector.Opens {
+		return fmt.Sprintf("%.0f connections in %s", v.Score, policy.FormatDuration(v.Window))
+	}
+	share := func(x float64) string { return strings.TrimSuffix(fmt.Sprintf("%.1f", 100*x), ".0") + " %" }
+	return fmt.Sprintf("%s of the slots over %s while full, limit %s", share(v.Score), policy.FormatDuration(v.Window), share(v.Threshold))
 }
 
 // part says of which block this one is a part.
@@ -539,7 +551,11 @@ func showBlock(out io.Writer, b guard.BlockInfo) {
 		row("  stopped so far", "%d packets, %d bytes", b.Packets, b.Bytes)
 	}
 	if v := b.Verdict; v != nil {
-		row("  rule", "%s: %s in %s, threshold %s", v.Rule, score(v.Metric, v.Score), policy.FormatDuration(v.Window), score(v.Metric, v.Threshold))
+		if v.Metric == detector.Opens {
+			row("  rule", "%s: %s, threshold %.0f connections", v.Rule, scored(v), v.Threshold)
+		} else {
+			row("  rule", "%s: %s", v.Rule, scored(v))
+		}
 		for i, ev := range v.Evidence {
 			name := "  evidence"
 			if i > 0 {

@@ -159,8 +159,8 @@ func (e *env) replay(c *cli.Context) error {
 	}
 	sum.Blocks, sum.Spared, sum.Prevented = r.Blocks(), r.Spared(), r.Prevented()
 	sum.First, sum.Last = sum.First.UTC(), sum.Last.UTC()
-	if sum.Lines == sum.Unparsed { // nothing can be concluded from it
-		what := fmt.Sprintf("none of %s is one of Exim's main log", count(int(sum.Lines), "line", "lines"))
+	if sum.Events == 0 { // nothing can be concluded from it
+		what := fmt.Sprintf("none of %s is one of Exim's main log that tells of a connection or a message", count(int(sum.Lines), "line", "lines"))
 		if sum.Lines == 0 {
 			what = "there is no line"
 		}

@@ -110,11 +110,3 @@ func knownBy(how string) string {
 	}
 	return "from " + how
 }
-
-// score shows a value as its metric is spoken of.
-func score(m detector.Metric, v float64) string {
-	if m == detector.Opens {
-		return fmt.Sprintf("%.0f connections", v)
-	}
-	return fmt.Sprintf("%.0f %% of the slots", 100*v)
-}
