@@ -846,9 +846,9 @@ func TestSentence(t *testing.T) {
 		want string
 	}{
 		{Verdict{Source: p("10.66.9.9/32"), Metric: Saturation, Score: 0.41, Window: 10 * time.Second, Held: 97, Sources: 1, Capacity: 100, Count: 98},
-			"10.66.9.9 kept 41 % of the server's slots for 10 s while it was full (97 slots of 100 held now, 98 taken)"},
+			"10.66.9.9 kept 41 % of the server's slots on average over 10 s while it was full (97 slots of 100 held now, 98 taken)"},
 		{Verdict{Source: p("2001:db8::/64"), Metric: Saturation, Score: 0.054, Window: 5 * time.Minute, Held: 1, Sources: 12, Capacity: 100, Count: 98},
-			"2001:db8::/64 (12 addresses) kept 5.4 % of the server's slots for 5 min while it was full (1 slot of 100 held now, 98 taken)"},
+			"2001:db8::/64 (12 addresses) kept 5.4 % of the server's slots on average over 5 min while it was full (1 slot of 100 held now, 98 taken)"},
 		{Verdict{Source: p("10.66.9.9/32"), Metric: Opens, Score: 300, Window: time.Minute, Held: 2, Sources: 1, Threshold: 300},
 			"10.66.9.9 opened 300 connections in 60 s (limit 300, 2 slots held now)"},
 		{Verdict{Source: p("10.0.0.0/24"), Metric: Opens, Score: 1000, Window: time.Minute, Threshold: 1000, Sources: 9, KnownGood: 3, Spared: addrs("10.0.0.%d", 1, 2)},

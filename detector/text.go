@@ -95,7 +95,7 @@ func (v *Verdict) Sentence() string {
 		if v.Unproven {
 			when = fmt.Sprintf("if it has no more than %d", v.Capacity)
 		}
-		fmt.Fprintf(&b, " kept %s of the server's slots for %s %s (%s of %d held now, %d taken)",
+		fmt.Fprintf(&b, " kept %s of the server's slots on average over %s %s (%s of %d held now, %d taken)",
 			percent(v.Score), span(v.Window), when, slots(v.Held), v.Capacity, v.Count)
 	}
 	if len(v.Spared) > 0 {

@@ -67,7 +67,7 @@ func aView() guard.View {
 	for i := range 30 {
 		v.Trend = append(v.Trend, i*100/29)
 	}
-	for i, why := range []string{"10.66.1.1 kept 15 % of the server's slots for 10 s while it was full", "by hand \x1b[2J\x07evil", "seen only"} {
+	for i, why := range []string{"10.66.1.1 kept 15 % of the server's slots on average over 10 s while it was full", "by hand \x1b[2J\x07evil", "seen only"} {
 		b := guard.BlockInfo{State: guard.InForce, Packets: 123456789 >> (8 * i)}
 		b.Prefix = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 66, 1, byte(i + 1)}), 32)
 		b.Since, b.Until, b.Reason = at.Add(-time.Minute), at.Add(time.Duration(9+60*i)*time.Minute), why
