@@ -522,7 +522,7 @@ func blocked(c *Case, now time.Time) []string {
 		if span(shortest) != span(longest) {
 			long = span(shortest) + " to " + span(longest)
 		}
-		return []string{fmt.Sprintf("We blocked %s on our mail ports, in %d blocks of %s, the first from %s, the last to end until %s.",
+		return []string{fmt.Sprintf("We blocked %s on our mail ports, in %d blocks of %s, the first from %s, the last of them until %s.",
 			prefixWords(prefixes), len(live), long, utc(first), until(last))}
 	}
 	var out []string

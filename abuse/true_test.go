@@ -48,7 +48,7 @@ func TestProlonged(t *testing.T) {
 		bl := blockOf(1, "198.51.100.0/24", testStart.Add(15*time.Second), 200, 12)
 		p := newPardons(bl)
 		b := flooded(t, func(c *Config, o *Options, l *floodLog) { o.Refresh = p.refresh })
-		c, msg := b.drafted()
+		c, _ := b.drafted()
 		switch hand {
 		case "edited":
 			text := "We blocked you. [" + c.ID + "]\n"
@@ -64,7 +64,7 @@ func TestProlonged(t *testing.T) {
 		c = b.only()
 		switch hand {
 		case "":
-			_, msg, _ = b.Case(c.ID)
+			_, msg, _ := b.Case(c.ID)
 			wants(t, said(t, msg), []string{"until 2026-12-23 18:41:22 UTC"}, "2026-11-23 18:41")
 		case "edited":
 			if m := c.mail(); m.Edited == "" || m.Outdated || !strings.Contains(strings.Join(m.Warnings, "\n"), "a block has another end") {
