@@ -533,6 +533,9 @@ func (d *Desk) refresh() {
 	}
 }
 
+// otherEnd warns the person who wrote a text.
+const otherEnd = "a block has another end since the text was edited: look at what it says of it"
+
 // learn is refresh for one case; d.mu is held.
 func (d *Desk) learn(c *Case) {
 	if d.o.Refresh == nil || c.State != Gathering && c.State != Held && c.State != Drafted && c.State != Approved {
@@ -548,8 +551,14 @@ func (d *Desk) learn(c *Case) {
 		if ok && (b.Pardoned || !b.Lifted.Equal(r.Lifted) || !b.Until.Equal(r.Until)) {
 			r.Pardoned, r.Lifted, r.Until = b.Pardoned, b.Lifted, b.Until
 			changed = true
-			if m := c.mail(); m != nil && r.Pardoned {
+			// Of its end a draft says what was planned, so an approved one stays
+			// true and approved; what nobody approved or wrote is made anew.
+			switch m := c.mail(); {
+			case m == nil:
+			case r.Pardoned || c.State == Drafted && m.Edited == "":
 				m.Outdated = true
+			case m.Edited != "" && !slices.Contains(m.Warnings, otherEnd):
+				m.Warnings = append(m.Warnings, otherEnd)
 			}
 		}
 		if now := d.now(); !now.Before(r.Until) { // nothing more can become of it

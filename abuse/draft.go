@@ -608,6 +608,9 @@ func (d *Desk) complete(c *Case, m *Mail) {
 			warn("%s bounced lately and is not written to by itself before %s", r.Address, until.UTC().Format("2006-01-02"))
 		}
 	}
+	if m.Facts.Private {
+		warn("the log names this server by a private address, which is left out: the desk cannot find the flow by its destination (is the server behind NAT?)")
+	}
 	m.warnChosen()
 	m.Warnings = slices.DeleteFunc(m.Warnings, func(s string) bool { return strings.HasSuffix(s, ownWarning) })
 	for _, r := range []Contact{m.To, m.Cc} {

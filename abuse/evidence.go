@@ -67,12 +67,22 @@ type Facts struct {
 	// logged in: they are not reported.
 	Spared int `json:"spared,omitempty"`
 	// Others is how many connections of others were refused because the
-	// server was full, in how many different seconds.
-	Others        int `json:"others_refused,omitempty"`
-	OthersSeconds int `json:"others_refused_seconds,omitempty"`
-	// Baseline is how many connections the same networks made in the
-	// BaselineDays before the flood began; -1: not known.
+	// server was full, in how many different seconds, and from how many
+	// different networks (/24, /48; at most maxSources are told apart).
+	Others         int `json:"others_refused,omitempty"`
+	OthersSeconds  int `json:"others_refused_seconds,omitempty"`
+	OthersNetworks int `json:"others_refused_networks,omitempty"`
+	// Lumped: there were more sources than are told apart. The others' connections
+	// and messages are counted in More, whoever of them is a proper sender.
+	Lumped bool `json:"lumped,omitempty"`
+	// Private: the log names the server by an address of a private network,
+	// as behind NAT; it is left out.
+	Private bool `json:"private_target,omitempty"`
+	// Baseline is how many connections the sources counted made in the
+	// BaselineDays before the flood began, those of all others in the blocked
+	// networks too if BaselineAll; -1: not known.
 	Baseline     int     `json:"baseline"`
+	BaselineAll  bool    `json:"baseline_all,omitempty"`
 	BaselineDays float64 `json:"baseline_days,omitempty"`
 	// FromLog: the numbers are from log lines; else from the detector alone.
 	FromLog bool `json:"from_log"`
@@ -160,15 +170,21 @@ type collector struct {
 	began, from, to time.Time
 	cut             bool // began is longer ago than a case is read
 
-	sources   map[netip.Addr]*tally
-	proper    map[netip.Addr]bool      // delivered mail or logged in before; at most maxSources
-	more      map[netip.Prefix]*Source // what is over maxSources
-	seconds   map[int64]int32
-	others    map[int64]struct{}
+	sources map[netip.Addr]*tally
+	proper  map[netip.Addr]bool      // delivered mail or logged in before; at most maxSources
+	more    map[netip.Prefix]*Source // what is over maxSources
+	seconds map[int64]int32
+	others  map[int64]struct{}
+	// networks are those of others; before and beforeAll are the connections
+	// before the flood, by source while they are at most maxSources, and all.
+	networks  map[netip.Prefix]struct{}
 	nOthers   int
-	baseline  int
+	before    map[netip.Addr]int
+	beforeAll int
 	overflown int // lines of more
+	messages  int // accepted from sources in more
 	millis    bool
+	private   bool
 
 	archive *archiver
 }
@@ -192,7 +208,8 @@ func newCollector(c *Case) *collector {
 	all := c
 	c = c.of(&m)
 	k := &collector{prefixes: c.prefixes(), single: map[netip.Addr]bool{}, sources: map[netip.Addr]*tally{}, proper: map[netip.Addr]bool{},
-		more: map[netip.Prefix]*Source{}, seconds: map[int64]int32{}, others: map[int64]struct{}{}}
+		more: map[netip.Prefix]*Source{}, seconds: map[int64]int32{}, others: map[int64]struct{}{},
+		networks: map[netip.Prefix]struct{}{}, before: map[netip.Addr]int{}}
 	for _, r := range c.live() {
 		if r.Prefix.IsSingleIP() {
 			k.single[r.Prefix.Addr()] = true
@@ -259,7 +276,10 @@ func (k *collector) observe(ev *detector.Event, line []byte) {
 		switch {
 		case !mine:
 		case (ev.Kind == detector.Opened || ev.Kind == detector.Refused) && ev.Time.Before(k.began):
-			k.baseline++
+			k.beforeAll++
+			if _, ok := k.before[ev.Source]; ok || len(k.before) < maxSources {
+				k.before[ev.Source]++
+			}
 		case (ev.Kind == detector.Accepted || ev.Kind == detector.Authenticated) && len(k.proper) < maxSources:
 			k.proper[ev.Source] = true
 		}
@@ -272,6 +292,9 @@ func (k *collector) observe(ev *detector.Event, line []byte) {
 		if ev.Kind == detector.Refused && ev.Reason == detector.RefusedFull && (k.hostile == nil || !k.hostile.Contains(ev.Source)) {
 			k.nOthers++
 			k.others[ev.Time.Unix()] = struct{}{}
+			if len(k.networks) < maxSources {
+				k.networks[provisional(single(ev.Source))] = struct{}{}
+			}
 		}
 		return
 	}
@@ -279,6 +302,12 @@ func (k *collector) observe(ev *detector.Event, line []byte) {
 	case detector.Opened, detector.Refused, detector.Closed, detector.Accepted, detector.Authenticated, detector.AuthFailed:
 	default:
 		return
+	}
+	if privateAddr(ev.Local.Addr()) {
+		k.private = true
+		public := *ev
+		public.Local = netip.AddrPort{}
+		ev = &public
 	}
 	t := k.sources[ev.Source]
 	if t == nil {
@@ -339,8 +368,21 @@ func (s *Source) count(ev *detector.Event) {
 	}
 }
 
+// shared is the network behind a carrier's or a cloud's NAT, RFC 6598.
+var shared = netip.MustParsePrefix("100.64.0.0/10")
+
+// privateAddr reports whether an address of ours is one that nobody else can
+// find: private, shared, link-local or loopback.
+func privateAddr(a netip.Addr) bool {
+	a = a.Unmap()
+	return a.IsPrivate() || a.IsLoopback() || a.IsLinkLocalUnicast() || shared.Contains(a)
+}
+
 // overflow counts what cannot be remembered by itself, in the blocked prefix.
 func (k *collector) overflow(ev *detector.Event) {
+	if ev.Kind == detector.Accepted {
+		k.messages++
+	}
 	if ev.Kind != detector.Opened && ev.Kind != detector.Refused {
 		return
 	}
@@ -446,7 +488,11 @@ func (k *collector) facts(reach time.Time, base time.Duration) Facts {
 	}
 	f.First, f.Last, f.Connections, f.Refused = sum.First, sum.Last, sum.Connections, sum.Refused
 	f.Taken = f.Connections - f.Refused
-	f.Others, f.OthersSeconds = k.nOthers, len(k.others)
+	f.Others, f.OthersSeconds, f.OthersNetworks = k.nOthers, len(k.others), len(k.networks)
+	f.Lumped, f.Private = len(k.more) > 0, k.private
+	if f.Lumped {
+		f.Messages += k.messages
+	}
 	if k.cut {
 		f.Began = k.began
 	}
@@ -459,7 +505,13 @@ func (k *collector) facts(reach time.Time, base time.Duration) Facts {
 			begin = reach
 		}
 		if d := k.began.Sub(begin); d >= time.Hour {
-			f.Baseline, f.BaselineDays = k.baseline, d.Hours()/24
+			f.Baseline, f.BaselineDays = 0, d.Hours()/24
+			for _, t := range kept {
+				f.Baseline += k.before[t.Prefix.Addr()]
+			}
+			if counted := len(k.before) < maxSources && !f.Lumped; !counted {
+				f.Baseline, f.BaselineAll = k.beforeAll, true
+			}
 		}
 	}
 	return f

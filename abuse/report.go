@@ -1,6 +1,7 @@
 package abuse
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"net/netip"
@@ -80,7 +81,7 @@ func (f *Facts) duration() time.Duration {
 
 // addresses is how many sources are counted.
 func (f *Facts) addresses() (n int, exact bool) {
-	n, exact = len(f.Sources)+f.MoreOf, f.More.Connections == 0 || f.MoreOf > 0
+	n, exact = len(f.Sources)+f.MoreOf, !f.Lumped && (f.More.Connections == 0 || f.MoreOf > 0)
 	for _, s := range f.Sources {
 		if !s.Prefix.IsSingleIP() {
 			exact = false
@@ -156,8 +157,9 @@ func (d *Desk) text(c *Case, m *Mail) string {
 		row("Of these", fmt.Sprintf("%d took a place in the mail server, %d were accepted and turned away because it was full or by its limits", f.Taken, f.Refused))
 	}
 	if f.Baseline >= 0 {
-		row("Normal level", fmt.Sprintf("%s in the %s before%s, from the same sources", plural(f.Baseline, "connection", "connections"), days(f.BaselineDays),
-			map[bool]string{true: " it began"}[!f.Began.IsZero()]))
+		row("Normal level", fmt.Sprintf("%s in the %s before%s, from %s", plural(f.Baseline, "connection", "connections"), days(f.BaselineDays),
+			map[bool]string{true: " it began"}[!f.Began.IsZero()],
+			map[bool]string{true: "all addresses of the blocked networks", false: "the same sources"}[f.BaselineAll]))
 	} else {
 		row("Normal level", map[bool]string{true: "not known (a part of our log could not be read)", false: "not known (our log does not reach back far enough)"}[f.Unread != ""])
 	}
@@ -192,6 +194,9 @@ func (d *Desk) text(c *Case, m *Mail) string {
 		rest := ""
 		if n > 10 {
 			rest = fmt.Sprintf("%d more%s; ", n-10, map[bool]string{true: " in sources.csv", false: ""}[m.attaches()])
+			if f.More.Connections > 0 {
+				rest = fmt.Sprintf("the %d next ones%s, the others together in one row; ", len(f.Sources)-10, map[bool]string{true: " in sources.csv", false: ""}[m.attaches()])
+			}
 		}
 		if f.Sources[0].Port != 0 {
 			rest += `"port" is the source port of the first connection, for carrier-grade NAT`
@@ -246,7 +251,7 @@ func (d *Desk) text(c *Case, m *Mail) string {
 	if over(c, d.now()) {
 		line("  2. Tell us when done.")
 	} else {
-		line("  2. Tell us when done; we then lift the block early.")
+		line("  2. Tell us when done; if a block is still in force then, we lift it early.")
 	}
 	para("  ", "Reply to this mail and keep ["+c.ID+"] in the subject. Replies are read by people.")
 
@@ -324,6 +329,8 @@ func (d *Desk) what(c *Case, m *Mail) string {
 		b.WriteString(shown(f.Sources[0].Prefix))
 	case exact:
 		fmt.Fprintf(&b, "%d addresses in %s", n, p)
+	case f.Lumped:
+		fmt.Fprintf(&b, "More than %d addresses in %s", n, prefixWords(c.prefixes()))
 	default:
 		fmt.Fprintf(&b, "Addresses in %s", prefixWords(c.prefixes()))
 	}
@@ -333,6 +340,9 @@ func (d *Desk) what(c *Case, m *Mail) string {
 	}
 	if f.Unread != "" {
 		b.WriteString(" A part of our log could not be read, so there may have been more.")
+	}
+	if f.Lumped {
+		fmt.Fprintf(&b, " Of the sources, %d were told apart; the others are counted together, and proper senders among them are not told apart.", maxSources)
 	}
 	if f.Messages == 0 {
 		b.WriteString(" No message was delivered.")
@@ -359,9 +369,22 @@ func sentences(c *Case) []string {
 	for _, r := range live[:min(len(live), 3)] {
 		v := *r.Verdict
 		v.Spared = nil
+		if v.Metric == detector.Saturation && !v.Unproven && v.Capacity > 0 {
+			out = append(out, fmt.Sprintf("At %s %s held %d of the server's %d slots; averaged over the %s before that, weighted by how full the server was, it is %s of them. Our limit is %s.",
+				utc(v.Time), shown(v.Source), v.Held, v.Capacity, span(v.Window), share(v.Score), share(v.Threshold)))
+			continue
+		}
 		out = append(out, fmt.Sprintf("At %s %s.", utc(v.Time), strings.Replace(v.Sentence(), " held now", " held then", 1)))
 	}
 	return out
+}
+
+// share is a part of the slots, with a decimal where it is small.
+func share(x float64) string {
+	if x < 0.0995 {
+		return fmt.Sprintf("%.1f %%", 100*x)
+	}
+	return fmt.Sprintf("%.0f %%", 100*x)
 }
 
 // handshake reports whether a verdict counted connections that the mail
@@ -390,6 +413,9 @@ func (d *Desk) target(f *Facts) string {
 	name := ""
 	if d.config.Host != "" {
 		name = " (" + clean(d.config.Host, 60) + ")"
+	}
+	if len(to) == 0 && f.Private {
+		return "our mail server" + name + "; its public address is not in our log"
 	}
 	if len(to) == 0 {
 		return "our mail server" + name + "; its address and port are not in our log"
@@ -429,40 +455,85 @@ func limits(c *Case) string {
 func effect(c *Case, f *Facts, now time.Time) []string {
 	var out []string
 	if f.Others > 0 {
-		out = append(out, fmt.Sprintf("While the server was full it refused %s from other networks, in %s.",
-			plural(f.Others, "connection", "connections"), plural(f.OthersSeconds, "second", "different seconds")))
-	}
-	var since, until time.Time
-	var prefixes []netip.Prefix
-	seen := map[netip.Prefix]bool{}
-	for _, r := range c.live() {
-		if r.Observed {
-			continue
+		networks := "other networks"
+		switch n := f.OthersNetworks; {
+		case n >= maxSources:
+			networks = fmt.Sprintf("at least %d other networks", n)
+		case n > 0:
+			networks = plural(n, "other network", "other networks")
 		}
-		if since.IsZero() || r.Since.Before(since) {
-			since = r.Since
-		}
-		if r.end().After(until) {
-			until = r.end()
-		}
-		if !seen[r.Prefix] {
-			seen[r.Prefix] = true
-			prefixes = append(prefixes, r.Prefix)
-		}
+		out = append(out, fmt.Sprintf("While the server was full it refused %s from %s, in %s.",
+			plural(f.Others, "connection", "connections"), networks, plural(f.OthersSeconds, "second", "different seconds")))
 	}
 	if n := c.Rest.Blocks; n > 0 {
 		out = append(out, fmt.Sprintf("This report is of the first %d; %s in the same network, and the connections of their sources, are not in its numbers.",
 			len(c.live()), plural(n, "more block", "more blocks")))
 	}
-	if since.IsZero() {
-		return append(out, "We have not blocked the sources.")
+	return append(out, blocked(c, now)...)
+}
+
+// blocked says from when until when what was blocked, in words that stay true
+// when the mail leaves later: a block may end, or be lifted or prolonged, after
+// now.
+func blocked(c *Case, now time.Time) []string {
+	type stretch struct{ since, until time.Time }
+	until := func(t time.Time) string {
+		if now.Before(t) {
+			return utc(t) + " (planned when this was drafted)"
+		}
+		return utc(t)
 	}
-	slices.SortFunc(prefixes, netip.Prefix.Compare)
-	ends := "ends"
-	if !now.Before(until) {
-		ends = "ended"
+	live := slices.DeleteFunc(c.live(), func(r Ref) bool { return r.Observed })
+	if len(live) == 0 {
+		return []string{"We have not blocked the sources."}
 	}
-	return append(out, fmt.Sprintf("We blocked %s on our mail ports from %s; the block %s at %s.", prefixWords(prefixes), utc(since), ends, utc(until)))
+	slices.SortStableFunc(live, func(a, b Ref) int {
+		return cmp.Or(a.Prefix.Compare(b.Prefix), a.Since.Compare(b.Since))
+	})
+	spans := map[netip.Prefix][]stretch{}
+	var prefixes []netip.Prefix
+	total := 0
+	first, last := live[0].Since, live[0].end()
+	shortest, longest := last.Sub(first), last.Sub(first)
+	for _, r := range live {
+		if r.Since.Before(first) {
+			first = r.Since
+		}
+		if r.end().After(last) {
+			last = r.end()
+		}
+		long := r.end().Sub(r.Since)
+		shortest, longest = min(shortest, long), max(longest, long)
+		of := spans[r.Prefix]
+		if n := len(of); n > 0 && !r.Since.After(of[n-1].until) {
+			if r.end().After(of[n-1].until) {
+				of[n-1].until = r.end()
+			}
+			continue
+		}
+		if len(of) == 0 {
+			prefixes = append(prefixes, r.Prefix)
+		}
+		spans[r.Prefix] = append(of, stretch{r.Since, r.end()})
+		total++
+	}
+	if total > 4 {
+		long := span(shortest) + " each"
+		if span(shortest) != span(longest) {
+			long = span(shortest) + " to " + span(longest)
+		}
+		return []string{fmt.Sprintf("We blocked %s on our mail ports, in %d blocks of %s, the first from %s, the last of them until %s.",
+			prefixWords(prefixes), len(live), long, utc(first), until(last))}
+	}
+	var out []string
+	for _, p := range prefixes {
+		var words []string
+		for _, s := range spans[p] {
+			words = append(words, "from "+utc(s.since)+" until "+until(s.until))
+		}
+		out = append(out, fmt.Sprintf("We blocked %s on our mail ports %s.", shown(p), strings.Join(words, ", and ")))
+	}
+	return out
 }
 
 // prefixWords names a few prefixes.

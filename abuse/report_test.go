@@ -791,7 +791,7 @@ func TestR19_Request(t *testing.T) {
 	c, msg := b.approved()
 	_, ps := parts(t, msg)
 	for _, want := range []string{"What we ask 1. Find the hosts behind these addresses and stop the traffic.", "Reply to this mail and keep [" + c.ID + "] in the subject.",
-		"We blocked 198.51.100.0/24 on our mail ports from 2026-11-22 18:41:22 UTC (+00:00); the block ends at 2026-11-23 18:41:22 UTC (+00:00)."} {
+		"We blocked 198.51.100.0/24 on our mail ports from 2026-11-22 18:41:22 UTC (+00:00) until 2026-11-23 18:41:22 UTC (+00:00) (planned when this was drafted)."} {
 		if !strings.Contains(flat(ps[0].text), want) {
 			t.Errorf("%q is not in\n%s", want, ps[0].text)
 		}
@@ -805,7 +805,7 @@ func TestR19_Request(t *testing.T) {
 	b.pass(30 * time.Hour)
 	_, msg = b.drafted()
 	_, ps = parts(t, msg)
-	if text := flat(ps[0].text); !strings.Contains(text, "the block ended at 2026-11-23") || strings.Contains(text, "lift the block") {
+	if text := flat(ps[0].text); !strings.Contains(text, "until 2026-11-23 18:41:22 UTC (+00:00).") || strings.Contains(text, "lift it early") {
 		t.Errorf("over:\n%s", ps[0].text)
 	}
 	// In observe mode nothing was blocked, and nothing else is said.

@@ -117,7 +117,11 @@ func (d *Desk) xarf(c *Case, m *Mail) ([]byte, error) {
 			break
 		}
 	}
-	x.Description = clean(fmt.Sprintf("%s source_identifier is an active address among them; all are in the CSV evidence.", d.what(c, m)), 1000)
+	all := "all are in the CSV evidence."
+	if f.More.Connections > 0 {
+		all = fmt.Sprintf("the most active %d are in the CSV evidence, the others together in one row.", len(f.Sources))
+	}
+	x.Description = clean(fmt.Sprintf("%s source_identifier is an active address among them; %s", d.what(c, m), all), 1000)
 	if len(f.Excerpt) > 0 {
 		x.Evidence = append(x.Evidence, evidence("text/plain", fmt.Sprintf("mail server log excerpt, UTC, %d lines made of parsed fields", len(f.Excerpt)), evidenceText(f)))
 	}

@@ -156,3 +156,15 @@ func TestEvidenceLogs(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// TestListedConnections: the list has the number that the mail tells.
+func TestListedConnections(t *testing.T) {
+	k := abuse.Case{Connections: 35}
+	if n := connections(&k); n != 35 {
+		t.Errorf("%d connections without a draft, want 35", n)
+	}
+	k.Mails = []abuse.Mail{{Facts: abuse.Facts{Connections: 46}}}
+	if n := connections(&k); n != 46 {
+		t.Errorf("%d connections with a draft, want 46", n)
+	}
+}

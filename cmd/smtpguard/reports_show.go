@@ -67,7 +67,7 @@ func listReports(out io.Writer, list []abuse.Case, all bool) {
 		if k.AS != 0 {
 			as = fmt.Sprintf("AS%d", k.AS)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", k.ID, k.State, k.Network, as, k.Connections, short(k.LastBlock))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", k.ID, k.State, k.Network, as, connections(&k), short(k.LastBlock))
 		var said []string
 		if n := len(k.Mails); n > 0 && k.Mails[n-1].To.Address != "" {
 			to := "to " + k.Mails[n-1].To.Address
@@ -143,7 +143,7 @@ func showReport(out io.Writer, k abuse.Case, text string) {
 		row("subject", "%s", m.Subject)
 		row("message-id", "<%s>", m.MessageID)
 		row("digest", "%.16s", m.Digest)
-		row("mail", "%d bytes, format %s; %d connections of %d sources", m.Size, m.Format, m.Facts.Connections, len(m.Facts.Sources)+m.Facts.MoreOf)
+		row("mail", "%d bytes, format %s; %s of %s", m.Size, m.Format, count(m.Facts.Connections, "connection", "connections"), count(len(m.Facts.Sources)+m.Facts.MoreOf, "source", "sources"))
 		if m.Without != "" {
 			row("no XARF", "%s", m.Without)
 		}
@@ -227,4 +227,13 @@ func receivedWords(g abuse.Received) string {
 		what += "; next contact: " + g.Next + " (`smtpguard reports edit " + g.Report + "` drafts it)"
 	}
 	return what
+}
+
+// connections are those of a case's newest mail, as its text says; before there
+// is one, those that the detector counted.
+func connections(k *abuse.Case) int {
+	if n := len(k.Mails); n > 0 {
+		return k.Mails[n-1].Facts.Connections
+	}
+	return k.Connections
 }
