@@ -235,6 +235,9 @@ func (d *Detector) Advance(t time.Time) []Verdict {
 // apply takes ev as what happened at t, not before now.
 func (d *Detector) apply(ev *Event, t int64) {
 	d.advance(t)
+	if ev.Capacity > 0 {
+		d.stated(ev.Capacity)
+	}
 	if ev.Kind == Tick {
 		return
 	}

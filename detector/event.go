@@ -81,6 +81,10 @@ type Event struct {
 	Local netip.AddrPort
 	// Count is explained at Opened and Sampled; 0 if not known.
 	Count int
+	// Capacity is the number of slots that the server says it has, as it turns
+	// Source away because only those in reserve are left; 0 if it does not say.
+	// It counts with any Kind.
+	Capacity int
 	// Port is the peer's TCP port; 0 if the log does not say.
 	Port uint16
 	Kind Kind

@@ -12,8 +12,9 @@ import "time"
 
 // proof is what bears out that the server is full when the count says it is.
 type proof struct {
-	// inferred: the capacity is the count at which the server, in its present
-	// run, turned somebody away, and it never took more since.
+	// inferred: the capacity is what the server, in its present run, said when
+	// it turned somebody away, or the count at which it did, and it never took
+	// more since.
 	inferred bool
 	full     bool  // it ever turned somebody away for want of a slot,
 	at       int64 // the last time then
@@ -31,6 +32,26 @@ func (d *Detector) proven(window time.Duration) bool {
 func (d *Detector) turnedAway() {
 	d.proof.full, d.proof.at = true, d.now
 	d.judgeAgain()
+}
+
+// stated: the server said that it has n slots, when none was left but those in
+// reserve. What it did before is above what it says: a number that it was
+// beyond already is not its own. With the kernel's table the number is not
+// taken, as no other of the log is: a local user can write such a line, and a
+// server of 15 slots makes a hog of every second sender.
+func (d *Detector) stated(n int) {
+	if n < max(d.maxCount, d.Count()) {
+		return
+	}
+	d.turnedAway()
+	if d.cfg.Sampled || d.cfg.Capacity != 0 || n < minCapacity || n > maxCapacity {
+		return
+	}
+	if n < d.capacity {
+		d.wakeAll() // all shares are larger now
+	}
+	d.capacity, d.how, d.proof.inferred = n, CapacityStated, true
+	d.p = d.weight()
 }
 
 func (d *Detector) judgeAgain() {

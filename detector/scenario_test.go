@@ -422,6 +422,7 @@ func TestCapacity(t *testing.T) {
 	a := netip.MustParseAddr("192.0.2.1")
 	opened := func(n int) Event { return Event{Kind: Opened, Source: a, Port: uint16(n), Count: n} }
 	full := Event{Kind: Refused, Reason: RefusedFull, Source: a}
+	stated := func(n int) Event { return Event{Kind: Closed, Reason: ClosedRejected, Source: a, Capacity: n} }
 	for _, c := range []struct {
 		name   string
 		cfg    int
@@ -436,6 +437,15 @@ func TestCapacity(t *testing.T) {
 		{"refused for another reason", 0, []Event{opened(20), {Kind: Refused, Reason: RefusedPerHost, Source: a}}, 100, CapacityAssumed},
 		{"counted higher", 0, []Event{opened(150)}, 150, CapacityFromCount},
 		{"refused, and then counted higher", 0, []Event{opened(20), full, opened(50)}, 50, CapacityFromRefusals},
+		{"stated", 0, []Event{opened(45), stated(50)}, 50, CapacityStated},
+		{"stated, and refused when fewer were counted", 0, []Event{opened(45), stated(50), full}, 50, CapacityStated},
+		{"stated, and then counted higher", 0, []Event{stated(50), opened(60)}, 60, CapacityStated},
+		{"stated, and another after the restart", 0, []Event{stated(50), {Kind: DaemonStarted}, stated(40)}, 40, CapacityStated},
+		{"stated lower than counted", 0, []Event{opened(60), stated(50)}, 100, CapacityAssumed},
+		{"stated too low to be believed", 0, []Event{stated(9)}, 100, CapacityAssumed},
+		{"stated too high to be believed", 0, []Event{stated(1<<20 + 1)}, 100, CapacityAssumed},
+		{"configured, and stated", 40, []Event{stated(50)}, 40, CapacityConfigured},
+		{"stated, with a tick", 0, []Event{{Kind: Tick, Capacity: 50}}, 50, CapacityStated},
 		{"smaller since the restart", 0, []Event{opened(200), full, {Kind: DaemonStarted}, opened(50), full}, 50, CapacityFromRefusals},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -316,7 +316,7 @@ func (d *Detector) refused(ev *Event) {
 		return
 	}
 	d.turnedAway()
-	if d.cfg.Capacity == 0 && d.maxCount >= minCapacity {
+	if d.cfg.Capacity == 0 && d.maxCount >= minCapacity && !(d.how == CapacityStated && d.proof.inferred) {
 		if d.maxCount < d.capacity {
 			d.wakeAll() // all shares are larger now
 		}
@@ -365,6 +365,7 @@ func (d *Detector) sampled(count int) {
 const (
 	CapacityConfigured   = "configured"
 	CapacityFromRefusals = "inferred from refused connections"
+	CapacityStated       = "stated in the log"
 	CapacityFromCount    = "inferred from the highest count"
 	CapacityAssumed      = "assumed"
 
@@ -375,7 +376,8 @@ const (
 
 // Capacity is the number of slots, and how it is known: CapacityConfigured, or
 // the highest count since the server's start at the time of a refusal for
-// want of slots (CapacityFromRefusals), or the highest count if it is above
+// want of slots (CapacityFromRefusals), or what it said itself at one
+// (CapacityStated), or the highest count if it is above
 // 100 (CapacityFromCount), or else 100 (CapacityAssumed). The last two are a
 // guess: see Verdict.Unproven.
 func (d *Detector) Capacity() (n int, how string) { return d.capacity, d.how }

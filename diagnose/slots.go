@@ -125,7 +125,7 @@ func (s *slots) observe(ev *detector.Event, line []byte, reserved, in bool) []de
 	}
 	capacity, how := s.det.Capacity()
 	count := s.det.Count()
-	known := how == detector.CapacityConfigured || how == detector.CapacityFromRefusals
+	known := how == detector.CapacityConfigured || how == detector.CapacityFromRefusals || how == detector.CapacityStated
 	full := refused || known && float64(count) >= saturatedAt*float64(capacity)
 	if s.now != nil && at.Sub(s.now.last) > quiet {
 		s.finish()

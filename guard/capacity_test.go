@@ -3,6 +3,7 @@ package guard
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -47,6 +48,47 @@ func TestCapacityUnknown(t *testing.T) {
 		}
 		time.Sleep(3 * time.Second)
 		w.want("203.0.113.1/32 203.0.113.2/32 203.0.113.3/32 203.0.113.4/32")
+	})
+}
+
+// A server that keeps slots in reserve refuses nobody for want of one: what it
+// says when none but those are left tells that it is full; without a port in the
+// line too.
+func TestReserveStatesCapacity(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		w.g.o.Capacity = 0
+		w.g.det = must(newDetector(w.g.o))
+		defer w.run()()
+		w.k.busy()
+		time.Sleep(30 * time.Second)
+		w.want("")
+		w.lines(detector.Event{Time: time.Now(), Kind: detector.Closed, Reason: detector.ClosedRejected, Source: netip.MustParseAddr("192.0.2.9"), Capacity: 104})
+		time.Sleep(15 * time.Second)
+		w.want("203.0.113.1/32 203.0.113.2/32 203.0.113.3/32 203.0.113.4/32")
+	})
+}
+
+// A local user who makes Exim log that it has 15 slots gets nobody blocked who
+// holds a few of the 14 that are taken.
+func TestForgedCapacity(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		w.g.o.Capacity = 0
+		w.g.det = must(newDetector(w.g.o))
+		defer w.run()()
+		for a, n := range map[string]int{"198.51.100.9": 4, "203.0.113.1": 3, "192.0.2.1": 3, "100.64.0.1": 2, "10.9.9.9": 2} {
+			w.k.open(a, n)
+		}
+		time.Sleep(10 * time.Second)
+		for range 10 {
+			w.lines(detector.Event{Time: time.Now(), Kind: detector.Closed, Reason: detector.ClosedRejected, Source: netip.MustParseAddr("192.0.2.77"), Port: 6, Capacity: 15})
+			time.Sleep(5 * time.Second)
+		}
+		w.want("")
+		if s := w.status(); s.Capacity != 100 {
+			t.Errorf("%d slots, %s", s.Capacity, s.CapacityFrom)
+		}
 	})
 }
 

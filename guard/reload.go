@@ -16,6 +16,10 @@ import (
 type Reloaded struct {
 	// Restart are the settings that differ and need a restart.
 	Restart []string
+	// Anew: the rules, or what they count with, are others, and what sources did
+	// before counts no more but for the slots that they hold, who is known good,
+	// and that the server was seen full.
+	Anew bool
 	// Mode is the policy's mode from now on. It is the earlier one where the new
 	// one could not be begun.
 	Mode policy.Mode
@@ -74,7 +78,7 @@ func (g *Guard) Reload(ctx context.Context, p *policy.Policy) (r Reloaded, err e
 				det.Observe(&detector.Event{Kind: detector.Opened, Source: h.Addr, Port: h.Port, Time: h.Since})
 			}
 			det.Inherit(g.det)
-			g.det = det
+			g.det, r.Anew = det, true
 			_, _ = g.resume("the policy was changed", time.Now())
 		}
 		if capacity { // the policy is taken from here on

@@ -173,7 +173,12 @@ func TestProofOutlivesReload(t *testing.T) {
 			if reload {
 				p := *w.policy
 				p.Memory *= 2
-				must(w.g.Reload(t.Context(), &p))
+				if r := must(w.g.Reload(t.Context(), &p)); !r.Anew {
+					t.Error("the answer does not say that the rules count anew")
+				}
+				if r := must(w.g.Reload(t.Context(), &p)); r.Anew {
+					t.Error("the answer to the same policy says that the rules count anew")
+				}
 			}
 			time.Sleep(time.Minute)
 			if w.inFilter() == "" {

@@ -118,8 +118,8 @@ func (g *Guard) beginTrial(ctx context.Context, now time.Time) error {
 		}
 		return g.saveTrial(Trial{})
 	case g.trial.State != "":
-		if g.policy.Commit > 0 && g.trial.By == store.Self {
-			g.log.Info("commit: begins no trial, for it was enforced without one before; `smtpguard commit --for 10m` begins one")
+		if w := g.noTrial(); w != "" {
+			g.log.Warn(w)
 		}
 	case g.policy.Commit == 0:
 		// Known from now on: a server that has enforced for months does not
@@ -136,6 +136,15 @@ func (g *Guard) beginTrial(ctx context.Context, now time.Time) error {
 		g.log.Warn("mode: enforce is on trial: without `smtpguard commit` every block is lifted", "at", g.trial.Until.Format(time.RFC3339))
 	}
 	return nil
+}
+
+// noTrial is the sentence for whoever relies on a commit: that begins nothing;
+// empty where there is nothing to say.
+func (g *Guard) noTrial() string {
+	if g.policy.Mode != policy.Enforce || g.policy.Commit == 0 || g.trial.By != store.Self {
+		return ""
+	}
+	return "commit: begins no trial, for blocks were enforced without one before: nothing is lifted without your word; `smtpguard commit --for 10m` begins one"
 }
 
 // watchTrial ends the trial when its time is up.
@@ -294,6 +303,9 @@ func (g *Guard) gateWarnings(now time.Time) (w []string) {
 			g.trial.Until.Format(time.RFC3339)))
 	case g.trial.State == OnTrial:
 		w = append(w, fmt.Sprintf("mode: enforce is on trial: every block is lifted at %s unless you say `smtpguard commit`", g.trial.Until.Format(time.RFC3339)))
+	}
+	if s := g.noTrial(); s != "" {
+		w = append(w, s)
 	}
 	if s := g.gate.standing.stop; s.In(now) {
 		w = append(w, fmt.Sprintf("RULES BLOCK NOTHING until %s: %s; put the rule right, then `smtpguard resume`", s.Until.Format(time.RFC3339), s.Why))

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -353,6 +354,9 @@ func TestCommitAddedLater(t *testing.T) {
 		for range 2 {
 			if tr := w.status().Trial; tr != nil {
 				t.Errorf("%+v", tr)
+			}
+			if !slices.ContainsFunc(w.status().Warnings, func(s string) bool { return strings.HasPrefix(s, "commit: begins no trial") }) {
+				t.Errorf("status does not say that there is no net: %q", w.status().Warnings)
 			}
 			time.Sleep(time.Hour)
 			w.want("198.51.100.0/24")

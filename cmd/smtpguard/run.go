@@ -281,6 +281,9 @@ func (e *env) reload(ctx context.Context, c *cli.Context, g *guard.Guard, enforc
 	default:
 		log.Info("the policy is read again", "needs_restart", done.Restart)
 	}
+	if done.Anew {
+		log.Info("the rules count from now on: of what sources did before, only the slots that they hold count, and who is known good")
+	}
 	enforce.Store(done.Mode == policy.Enforce)
 	e.taken = p
 	return !e.shipped

@@ -105,7 +105,7 @@ func (e *env) showStatus(s guard.Status) {
 // or by the name of what states it.
 func knownBy(how string) string {
 	switch how {
-	case detector.CapacityConfigured, detector.CapacityAssumed, detector.CapacityFromRefusals, detector.CapacityFromCount:
+	case detector.CapacityConfigured, detector.CapacityAssumed, detector.CapacityFromRefusals, detector.CapacityStated, detector.CapacityFromCount:
 		return how
 	}
 	return "from " + how

@@ -115,6 +115,9 @@ func notation(ev *detector.Event, withTime bool) string {
 	if ev.Count != 0 {
 		fmt.Fprintf(&b, " count=%d", ev.Count)
 	}
+	if ev.Capacity != 0 {
+		fmt.Fprintf(&b, " max=%d", ev.Capacity)
+	}
 	if ev.Reason != 0 {
 		name, ok := reasonNames[ev.Reason]
 		if !ok {

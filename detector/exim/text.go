@@ -314,7 +314,7 @@ func isDigit(c byte) bool { return '0' <= c && c <= '9' }
 //	connection from HOST refused (IP options)
 func (p *Parser) turnedAway(b []byte, pre *prefix, ev *detector.Event) bool {
 	text := b
-	var end int
+	var end, slots int
 	switch {
 	case bytes.HasPrefix(b, refusedFrom):
 		b = b[len(refusedFrom):]
@@ -327,7 +327,8 @@ func (p *Parser) turnedAway(b []byte, pre *prefix, ev *detector.Event) bool {
 		b = b[len(temporarilyRefusedFrom):]
 		if end = bytes.LastIndex(b, notReserved); end >= 0 {
 			rest, _ := bytes.CutSuffix(b[end+len(notReserved):], lookupDeferred)
-			if !reserve(rest) {
+			var ok bool
+			if slots, ok = reserve(rest); !ok {
 				return true
 			}
 		} else {
@@ -349,26 +350,29 @@ func (p *Parser) turnedAway(b []byte, pre *prefix, ev *detector.Event) bool {
 		return false
 	}
 	if h, ok := hostAndIdent(b[:end]); ok {
+		ev.Capacity = slots
 		p.closedOnce(text, pre, ev, h, detector.ClosedRejected)
 	}
 	return true
 }
 
-// reserve reads ": connected=90 max=100 reserve=10" or " and load average =
-// 12.34".
-func reserve(b []byte) bool {
+// reserve reads ": connected=90 max=100 reserve=10", and returns max, or " and
+// load average = 12.34". Whoever is turned away has no say in it: a name and an
+// ident that he chose stand before.
+func reserve(b []byte) (slots int, ok bool) {
 	if rest, ok := bytes.CutPrefix(b, andSpace); ok {
-		return load(rest)
+		return 0, load(rest)
 	}
-	for _, name := range reserveCounts {
+	var counts [len(reserveCounts)]int
+	for i, name := range reserveCounts {
 		rest, ok := bytes.CutPrefix(b, name)
-		_, n := number(rest, 9)
+		v, n := number(rest, 9)
 		if !ok || n == 0 {
-			return false
+			return 0, false
 		}
-		b = rest[n:]
+		counts[i], b = v, rest[n:]
 	}
-	return len(b) == 0
+	return counts[1], len(b) == 0
 }
 
 // rejected reads, of the lines that begin with "H=", the one that ends a
