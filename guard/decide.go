@@ -9,6 +9,7 @@ import (
 
 	"github.com/smtpguard/smtpguard/detector"
 	"github.com/smtpguard/smtpguard/firewall"
+	"github.com/smtpguard/smtpguard/sockets"
 	"github.com/smtpguard/smtpguard/store"
 )
 
@@ -210,6 +211,10 @@ const unsavedFor = 10 * time.Minute
 // into force. since says when each was decided, to measure relief; nil for an
 // operator's. It returns what could not be done.
 //
+// Those of verdicts are in force first: a disk is slow while a flood is on. The
+// packet filter ends them by itself if a crash comes before they are written
+// down, and the next start takes out what nobody knows of.
+//
 // If the store cannot be written, an operator's blocks are not made: there is
 // somebody to tell. Those of verdicts are, for a short time: a flood that
 // fills the disk must not switch its own end off. They are written down as
@@ -218,39 +223,42 @@ const unsavedFor = 10 * time.Minute
 // If the packet filter does not take them, the blocks are written down, are
 // shown as not in force, and are tried again.
 func (g *Guard) apply(ctx context.Context, made []*store.Block, replaced []store.Block, since []time.Time, now time.Time) error {
-	if err := g.write(replaced, made); err != nil {
-		g.fault("writing blocks down", err)
-		if since == nil || !g.enforce {
+	first := since != nil && g.enforce
+	if !first {
+		if err := g.write(replaced, made); err != nil {
+			g.fault("writing blocks down", err)
 			for _, b := range made {
 				g.count.Failed++
 				g.note(Decision{Time: now, Prefix: b.Prefix, What: Failed, Reason: reasonStore, Why: "it could not be written down: " + err.Error()})
 			}
 			return err
 		}
-		for _, b := range made {
-			if end := now.Add(unsavedFor).Truncate(time.Second); end.Before(b.Until) {
-				b.Until = end
-			}
-		}
-		g.owe(replaced, made)
 	}
 	var batch firewall.Batch
 	var prefixes []netip.Prefix
 	for _, b := range made {
 		g.blocks.put(*b)
+		if !b.Observed {
+			batch.Set = append(batch.Set, g.entry(b))
+			prefixes = append(prefixes, b.Prefix)
+		}
+	}
+	var err error
+	ended := sockets.Ended{Left: -1}
+	if len(batch.Set) > 0 {
+		err = g.change(ctx, batch)
+		ended = g.end(ctx, prefixes)
+	}
+	at := time.Now()
+	if first {
+		err = errors.Join(err, g.writeAfter(ctx, replaced, made, now))
+	}
+	for _, b := range made {
 		if b.Observed {
 			g.count.Observed++
 			g.noteBlock(*b, Observed)
 			continue
 		}
-		batch.Set = append(batch.Set, g.entry(b))
-		prefixes = append(prefixes, b.Prefix)
-	}
-	if len(batch.Set) == 0 {
-		return nil
-	}
-	err := g.change(ctx, batch)
-	for _, b := range made {
 		g.det.Forget(b.Whole())
 		if g.drift.unapplied(b.Prefix) {
 			g.count.Failed++
@@ -264,15 +272,39 @@ func (g *Guard) apply(ctx context.Context, made []*store.Block, replaced []store
 			g.noteBlock(*b, Blocked)
 		}
 	}
-	if ended := g.end(ctx, prefixes); ended.Left >= 0 {
-		g.relieved(made, since, prefixes, ended.Destroyed+ended.Signalled, ended.Left)
+	if ended.Left >= 0 {
+		g.relieved(made, since, prefixes, ended.Destroyed+ended.Signalled, ended.Left, at)
 	}
 	return err
 }
 
-// relieved notes how many connections ended and how long that took.
-func (g *Guard) relieved(made []*store.Block, since []time.Time, prefixes []netip.Prefix, ended, left int) {
-	now := time.Now()
+// writeAfter writes down the blocks of verdicts, which are in force. What
+// cannot be written is in force for a short time, and owed.
+func (g *Guard) writeAfter(ctx context.Context, replaced []store.Block, made []*store.Block, now time.Time) error {
+	err := g.write(replaced, made)
+	if err != nil {
+		g.fault("writing blocks down", err)
+		var batch firewall.Batch
+		for _, b := range made {
+			if end := now.Add(unsavedFor).Truncate(time.Second); end.Before(b.Until) {
+				b.Until = end
+				batch.Set = append(batch.Set, g.entry(b))
+			}
+		}
+		g.owe(replaced, made)
+		err = nil // it is told
+		if len(batch.Set) > 0 {
+			err = g.change(ctx, batch)
+		}
+	}
+	for _, b := range made {
+		g.blocks.put(*b) // with their numbers
+	}
+	return err
+}
+
+// relieved notes how many connections ended, and at now how long that took.
+func (g *Guard) relieved(made []*store.Block, since []time.Time, prefixes []netip.Prefix, ended, left int, now time.Time) {
 	if left > 0 {
 		g.log.Warn("blocked sources still hold connections; they are ended at the next look", "left", left)
 	}

@@ -293,3 +293,63 @@ func TestSplitWhileFilterFails(t *testing.T) {
 		}
 	}
 }
+
+// asked tells, of each change of the packet filter, what the store had of it
+// then.
+type asked struct {
+	firewall.Firewall
+	st    *store.Store
+	known map[netip.Prefix]bool
+}
+
+func (a *asked) Apply(ctx context.Context, b firewall.Batch) (firewall.Result, error) {
+	for _, e := range b.Set {
+		for _, in := range must(a.st.InForce(time.Now())) {
+			if in.Prefix == e.Prefix {
+				a.known[e.Prefix] = true
+			}
+		}
+		if _, ok := a.known[e.Prefix]; !ok {
+			a.known[e.Prefix] = false
+		}
+	}
+	return a.Firewall.Apply(ctx, b)
+}
+
+// TestVerdictBeforeDisk: what a rule blocks is in force before it is written
+// down, for a disk is slow while a flood is on; what a person blocks is written
+// down first.
+func TestVerdictBeforeDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		w.st.Close()
+		a := &asked{Firewall: firewall.NewMemory(firewall.Options{}), known: map[netip.Prefix]bool{}}
+		w.fw = a
+		w.start()
+		a.st = w.st
+		stop := w.run()
+		defer stop()
+		w.block("203.0.113.200/32", time.Hour)
+		w.k.open("198.51.100.9", 4)
+		w.k.busy()
+		time.Sleep(time.Minute)
+		byHand := netip.MustParsePrefix("203.0.113.200/32")
+		err := w.g.do(t.Context(), func(context.Context) {
+			if len(a.known) < 2 || !a.known[byHand] {
+				t.Errorf("%v", a.known)
+			}
+			for p, known := range a.known {
+				if known != (p == byHand) {
+					t.Errorf("%s was in the store before it was in force: %v", p, known)
+				}
+				if b, ok := w.g.blocks.get(p); !ok || b.ID == 0 {
+					t.Errorf("%s: %+v", p, b)
+				}
+			}
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		w.wantInStore(w.inFilter())
+	})
+}
