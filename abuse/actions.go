@@ -407,13 +407,13 @@ func (d *Desk) Send(ctx context.Context, id, by string, o SendOptions) (Case, er
 		d.mu.Unlock()
 		return Case{}, err
 	}
-	d.learn(now)
 	if now.State == Doubtful && o.Again {
 		if err := d.deny(now, by); err != nil {
 			d.mu.Unlock()
 			return Case{}, err
 		}
 	}
+	d.learn(now) // now that it is none that has left
 	if now.State != Approved {
 		state, where := now.State, now.where()
 		d.mu.Unlock()

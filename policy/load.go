@@ -20,7 +20,7 @@ const (
 )
 
 // Load reads and checks a policy file. The error is Errors; a file that does
-// not exist is also fs.ErrNotExist.
+// not exist is also fs.ErrNotExist, one that sets nothing ErrEmpty.
 func Load(path string) (*Policy, error) {
 	data, err := readFile(path)
 	if err != nil {
@@ -30,7 +30,26 @@ func Load(path string) (*Policy, error) {
 		}
 		return nil, Errors{e}
 	}
-	return Parse(path, data)
+	p, err := Parse(path, data)
+	if err == nil && empty(data) {
+		return nil, Errors{{File: path, Msg: "nothing is set in it", Err: ErrEmpty,
+			Hint: "if it was cut off, as by a full disk, take the copy that you have; `smtpguard policy init` prints the shipped one"}}
+	}
+	return p, err
+}
+
+// ErrEmpty: a policy file sets nothing: it was cut off. Nobody asks by that
+// for a policy without an allowlist.
+var ErrEmpty = errors.New("the policy file is empty")
+
+// empty reports whether there is nothing in a policy but comments.
+func empty(data []byte) bool {
+	for line := range strings.Lines(strings.TrimPrefix(string(data), "\ufeff")) {
+		if line = strings.TrimSpace(line); line != "" && line[0] != '#' && line != "---" && line != "..." && line != "{}" {
+			return false
+		}
+	}
+	return true
 }
 
 // Parse checks the text of a policy, which errors call name, and reads the

@@ -625,6 +625,10 @@ func (t *follower) atEnd(st state) (more bool, wait time.Duration, err error) {
 			return false, 0, err
 		}
 	}
+	if err := t.endLate(); err != nil {
+		next.close()
+		return false, 0, err
+	}
 	t.become(next)
 	return true, 0, nil
 }
@@ -635,6 +639,9 @@ func (t *follower) release() error {
 	cur := t.cur
 	t.flush()
 	if err := t.tell(cur.at, true); err != nil {
+		return err
+	}
+	if err := t.endLate(); err != nil {
 		return err
 	}
 	t.o.Log.Info("the log was deleted", "log", t.path, "bytes", cur.off)
@@ -848,9 +855,11 @@ func (t *follower) truncated(st state) error {
 	defer cur.restart()
 	defer t.finished(cur)
 	if len(t.lines) > 0 {
-		return t.tell(0, false)
+		if err := t.tell(0, false); err != nil {
+			return err
+		}
 	}
-	return nil
+	return t.endLate()
 }
 
 // finished remembers where a file ended. The one before it is not waited for

@@ -18,14 +18,12 @@ func (t *follower) readLate() error {
 	}
 	st, err := f.look()
 	if err != nil || st.size < f.at || !st.same {
-		t.dropLate() // truncated: compressed by a program that does it in place, or emptied
-		return nil
+		return t.letLateGo() // truncated: compressed by a program that does it in place, or emptied
 	}
 	for {
 		n, err := f.read(t.buf)
 		if err != nil {
-			t.dropLate()
-			return nil
+			return t.letLateGo()
 		}
 		if n == 0 {
 			break
@@ -49,9 +47,33 @@ func (t *follower) readLate() error {
 	}
 	// An open file that was deleted still takes room on the disk.
 	if deleted(f.f) || time.Since(t.lateSeen) >= lateMax {
-		t.dropLate()
+		return t.letLateGo()
 	}
 	return nil
+}
+
+// endLate reads the finished file for the last time: the present one is to be
+// the next.
+func (t *follower) endLate() error {
+	if err := t.readLate(); err != nil {
+		return err
+	}
+	return t.letLateGo()
+}
+
+// letLateGo closes the finished file, with the half line at its end: nothing
+// more is read of it.
+func (t *follower) letLateGo() (err error) {
+	if t.late != nil && t.lateSplit.halfLen > 0 {
+		text, size, truncated := t.lateSplit.take()
+		t.late.off += size
+		t.noteLate()
+		if len(text) > 0 { // no hole
+			err = t.emit(Batch{Lines: []Line{{Text: text, Next: t.here(), Truncated: truncated}}, Next: t.here(), Late: true, CaughtUp: t.caughtUp})
+		}
+	}
+	t.dropLate()
+	return err
 }
 
 // noteLate notes where the late file is read to, in the place of what was

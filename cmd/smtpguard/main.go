@@ -17,6 +17,8 @@ import (
 	"syscall"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/smtpguard/smtpguard/policy"
 )
 
 // Exit statuses.
@@ -140,6 +142,7 @@ type env struct {
 	stdout, stderr io.Writer
 	atEnd          []func() error // when the command has ended, last first
 	shipped        bool           // see policy
+	taken          *policy.Policy // that the daemon goes by; nil: there is none
 }
 
 // close ends what the command has begun. Its errors are the command's.

@@ -39,7 +39,7 @@ func (t *text) wait(tb testing.TB, want string) {
 	}
 }
 
-// A policy that is gone is not taken for the shipped one, which allows nobody.
+// A policy that is gone, or cut off, is not taken for the shipped one, which allows nobody.
 func TestNoPolicy(t *testing.T) {
 	dir := t.TempDir()
 	was := defaultPolicy
@@ -88,17 +88,28 @@ func TestNoPolicy(t *testing.T) {
 	out.wait(t, "the policy is read again") // still none
 	stop()
 
-	for _, more := range [][]string{nil, {"--mode", "observe"}} {
+	// Nor one of which nothing is left, or not the allowlist: it was cut off.
+	for i, left := range []string{"", "", "", "# smtpguard\n\n", "mode: enforce\n"} {
+		more := []string{"--mode", "observe"}[:2*min(i, 1)]
 		if err := os.WriteFile(defaultPolicy, []byte("mode: enforce\nallow: [192.0.2.25]\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		out, stop = start(with(more...))
-		if err := os.Remove(defaultPolicy); err != nil {
+		var err error
+		if i < 2 {
+			err = os.Remove(defaultPolicy)
+		} else {
+			err = os.WriteFile(defaultPolicy, []byte(left), 0o600)
+		}
+		if err != nil {
 			t.Fatal(err)
 		}
 		hup()
 		out.wait(t, "the policy was not taken, the one before stays")
 		var list text
+		if err := os.WriteFile(defaultPolicy, []byte("mode: enforce\nallow: [192.0.2.25]\n"), 0o600); err != nil { // for the command
+			t.Fatal(err)
+		}
 		args := append(flags[:5:5], "allow", "list")
 		if code := run(t.Context(), args, strings.NewReader(""), &list, &list); code != 0 || !strings.Contains(list.String(), "192.0.2.25") {
 			t.Errorf("exit status %d: %s; want 192.0.2.25 still allowed", code, &list)

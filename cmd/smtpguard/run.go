@@ -88,6 +88,7 @@ func (e *env) run(c *cli.Context) (err error) {
 		return err
 	}
 	filed := !e.shipped
+	e.taken = p
 	log := e.logger()
 	hup := make(chan os.Signal, 1) // early: unhandled, the signal would end us
 	signal.Notify(hup, syscall.SIGHUP)
@@ -253,12 +254,16 @@ func (e *env) run(c *cli.Context) (err error) {
 const stopFor = 10 * time.Second
 
 // reload reads the policy again. A policy with faults changes nothing, nor
-// does one that is gone; filed: there was a file before. It reports whether
+// does one that is gone, or whose allowlist is; filed: there was a file before. It reports whether
 // the policy that was taken is of a file.
 func (e *env) reload(ctx context.Context, c *cli.Context, g *guard.Guard, enforce *atomic.Bool, filed bool, log *slog.Logger) bool {
 	p, err := e.runPolicy(c)
 	if err == nil && e.shipped && filed {
 		err = fmt.Errorf("%s is gone", defaultPolicy)
+	}
+	if n := entries(e.taken); err == nil && n > 0 && entries(p) == 0 {
+		err = withHint(fmt.Errorf("nobody is on its allowlist any more, and %s before", count(n, "entry was", "entries were")),
+			"was the file cut off? If it is meant: `systemctl restart smtpguard`")
 	}
 	if err != nil {
 		log.Error("the policy was not taken, the one before stays", "err", err)
@@ -280,7 +285,16 @@ func (e *env) reload(ctx context.Context, c *cli.Context, g *guard.Guard, enforc
 		log.Info("the rules count from now on: of what sources did before, only the slots that they hold count, and who is known good")
 	}
 	enforce.Store(done.Mode == policy.Enforce)
+	e.taken = p
 	return !e.shipped
+}
+
+// entries is how many entries a policy's allowlist has.
+func entries(p *policy.Policy) int {
+	if p == nil {
+		return 0
+	}
+	return len(p.Allow) + len(p.AllowNames) + len(p.AllowFiles)
 }
 
 // logger writes to the terminal or the journal, which has its own times.
