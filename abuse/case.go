@@ -1,6 +1,7 @@
 package abuse
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net/netip"
@@ -25,6 +26,13 @@ type Block struct {
 	Pardoned bool
 	// Observed: nothing was dropped.
 	Observed bool
+	// PartOf is the prefix of the block of which this one is a part, invalid:
+	// it is none. A part has the Since of the whole; where that was lifted for
+	// somebody inside it who is allowed now, the parts go on.
+	PartOf netip.Prefix
+	// As is the ID of the whole in the same case, 0: there is none. Take
+	// fills it in.
+	As uint64
 }
 
 // Kind is the kind of attack of a case.
@@ -86,6 +94,20 @@ type Ref struct {
 	Lifted   time.Time         `json:"lifted,omitzero"`
 	Pardoned bool              `json:"pardoned,omitempty"`
 	Observed bool              `json:"observed,omitempty"`
+	PartOf   netip.Prefix      `json:"part_of,omitzero"`
+	As       uint64            `json:"as,omitempty"`
+}
+
+// order is the place of a block among those that a mail tells of: a part is
+// told with its whole.
+func (r Ref) order() uint64 { return cmp.Or(r.As, r.ID) }
+
+// connections are what the verdict says, of a block that was not taken back.
+func (r Ref) connections() int {
+	if r.Verdict == nil || r.Pardoned {
+		return 0
+	}
+	return r.Verdict.Opens + r.Verdict.Refused
 }
 
 // end is when the block ended or will end.
@@ -275,16 +297,18 @@ func (c *Case) take(b Block) bool {
 		return false
 	}
 	c.LastID = max(c.LastID, b.ID)
-	c.BlockCount++
+	if b.As == 0 { // else its whole is counted
+		c.BlockCount++
+	}
 	if c.FirstBlock.IsZero() || b.Since.Before(c.FirstBlock) {
 		c.FirstBlock = b.Since
 	}
 	if b.Since.After(c.LastBlock) {
 		c.LastBlock = b.Since
 	}
-	if v := b.Verdict; v != nil {
-		c.Connections += v.Opens + v.Refused
-		c.Held = max(c.Held, v.Held)
+	if n := Ref(b).connections(); n > 0 {
+		c.Connections += n
+		c.Held = max(c.Held, b.Verdict.Held)
 	}
 	c.keep(Ref(b))
 	return true
@@ -336,11 +360,11 @@ func (c *Case) give(move func(Ref) bool) (gone []Ref) {
 		}
 		return false
 	})
-	c.BlockCount -= len(gone)
 	c.Held, c.FirstBlock, c.LastBlock = 0, time.Time{}, time.Time{}
 	for _, r := range gone {
-		if v := r.Verdict; v != nil {
-			c.Connections -= v.Opens + v.Refused
+		c.Connections -= r.connections()
+		if r.As == 0 {
+			c.BlockCount--
 		}
 	}
 	for _, r := range c.Blocks {
@@ -362,7 +386,7 @@ func (c *Case) give(move func(Ref) bool) (gone []Ref) {
 func (c *Case) of(m *Mail) *Case {
 	v := *c
 	v.Blocks = slices.DeleteFunc(slices.Clone(c.Blocks), func(r Ref) bool {
-		return r.ID != 0 && (r.ID <= m.AfterID || r.ID > m.LastID)
+		return r.ID != 0 && (r.order() <= m.AfterID || r.order() > m.LastID)
 	})
 	if v.Rest.LastID <= m.AfterID {
 		v.Rest.Blocks = 0

@@ -260,7 +260,10 @@ func (d *Desk) Take(blocks ...Block) error {
 		if d.unreportable(b.Prefix, append(o.ASes, o.AS), overrides, nil) != "" {
 			continue
 		}
-		c := d.caseFor(b, o)
+		c := d.whole(&b)
+		if c == nil {
+			c = d.caseFor(b, o)
+		}
 		if c == nil {
 			if d.lost++; d.lost%1000 == 1 {
 				d.log.Error("there is no room for more reports; blocks are not gathered", "blocks", d.lost)
@@ -300,6 +303,29 @@ func (d *Desk) Take(blocks ...Block) error {
 	}
 	if len(touched) > 0 {
 		d.poke()
+	}
+	return nil
+}
+
+// whole finds the case that has the block of which b is a part, in whatever
+// state it is, and notes the ID of that in b; nil: there is none. d.mu is held.
+func (d *Desk) whole(b *Block) *Case {
+	if !b.PartOf.IsValid() {
+		return nil
+	}
+	for _, c := range d.cases {
+		if c.State == Withdrawn && !c.left() && d.withdrawal(c) == nil {
+			continue // for want of blocks: that is so no more
+		}
+		if c.MergedInto != "" || b.Since.Before(c.FirstBlock) || b.Since.After(c.LastBlock) {
+			continue
+		}
+		for _, r := range c.Blocks {
+			if r.Prefix == b.PartOf && r.Since.Equal(b.Since) && r.ID != b.ID {
+				b.As = r.order()
+				return c
+			}
+		}
 	}
 	return nil
 }
@@ -549,7 +575,9 @@ func (d *Desk) learn(c *Case) {
 		}
 		b, ok := d.o.Refresh(r.ID)
 		if ok && (b.Pardoned || !b.Lifted.Equal(r.Lifted) || !b.Until.Equal(r.Until)) {
+			c.Connections -= r.connections()
 			r.Pardoned, r.Lifted, r.Until = b.Pardoned, b.Lifted, b.Until
+			c.Connections += r.connections()
 			changed = true
 			// Of its end a draft says what was planned, so an approved one stays
 			// true and approved; what nobody approved or wrote is made anew.
@@ -568,19 +596,64 @@ func (d *Desk) learn(c *Case) {
 			d.ended[r.ID] = true
 		}
 	}
-	if !changed {
-		return
+	wholes := 0
+	for _, r := range c.Blocks {
+		if r.As == 0 {
+			wholes++
+		}
 	}
-	if len(c.live()) == 0 && c.BlockCount <= len(c.Blocks) {
+	switch m := c.mail(); {
+	case len(c.live()) == 0 && d.partsMayCome(c):
+	case len(c.live()) == 0 && c.BlockCount <= wholes && len(c.Mails) > 1 && d.dropFollowUp(c):
+		changed = true
+	case len(c.live()) == 0 && c.BlockCount <= wholes:
+		changed = true
 		c.Why = "every block of it was lifted: by an operator, or because it became allowed"
 		c.move(Withdrawn, Self, c.Why, d.now())
-	} else if m := c.mail(); c.State == Approved && m.Outdated {
+	case m != nil && len(c.of(m).live()) == 0 && d.dropFollowUp(c):
+		changed = true
+	case c.State == Approved && m.Outdated:
+		changed = true
 		m.Approved, c.Why = "", "an operator lifted a block of it; it is to be approved again"
 		c.move(Drafted, Self, c.Why, d.now())
+	}
+	if !changed {
+		return
 	}
 	if err := d.save(c); err != nil {
 		d.log.Error("a report is not written down", "err", err)
 	}
+}
+
+// partsWait is how long after a block was lifted its parts come at the latest,
+// if it goes on in parts.
+const partsWait = 10 * time.Second
+
+// partsMayCome reports whether a block of the case was lifted just now.
+func (d *Desk) partsMayCome(c *Case) bool {
+	return slices.ContainsFunc(c.Blocks, func(r Ref) bool {
+		return r.Pardoned && !r.Lifted.IsZero() && d.now().Sub(r.Lifted).Abs() < partsWait
+	})
+}
+
+// dropFollowUp takes back a follow-up of which nothing is left to tell: the
+// case is as it was before. It reports whether that was one, and has not left.
+// d.mu is held, and the caller saves c.
+func (d *Desk) dropFollowUp(c *Case) bool {
+	i := len(c.Mails) - 1
+	if c.State != Drafted && c.State != Approved || i < 1 || c.Mails[i].Replaces != "" || slices.ContainsFunc(c.Mails[i].Attempts, Attempt.mayHaveLeft) {
+		return false
+	}
+	back := Sent
+	for _, t := range slices.Backward(c.History) {
+		if t.From.out() && !t.To.out() {
+			back = t.From
+			break
+		}
+	}
+	c.Mails, c.Why = c.Mails[:i], ""
+	c.move(back, Self, "every block of the follow-up was lifted; it is dropped", d.now())
+	return true
 }
 
 // due are the IDs of the cases that need a draft, the largest first.
@@ -607,7 +680,7 @@ func (d *Desk) due() []string {
 			want = m.Hand == "" && c.LastID > m.LastID && settled && now.Sub(c.lastMove()) >= redraftEvery
 		case c.State.out() && c.State != Queued && c.State != Doubtful && c.State != Bounced:
 			want = len(c.Mails) <= d.config.MaxFollowUps && settled && !m.SentAt.IsZero() &&
-				c.LastBlock.Sub(m.SentAt) >= d.config.FollowUp
+				c.LastBlock.Sub(m.SentAt) >= d.config.FollowUp && c.next().alive()
 		}
 		if want {
 			due = append(due, c)
@@ -644,6 +717,9 @@ func (d *Desk) forget() {
 	now := d.now()
 	for _, c := range d.cases {
 		quiet := now.Sub(c.LastBlock)
+		if c.State == Gathering || c.State == Held { // also one that was reopened
+			quiet = min(quiet, now.Sub(c.lastMove()))
+		}
 		switch {
 		case c.counts(now, d.config.Caps.Recipient):
 			continue

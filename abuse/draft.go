@@ -123,12 +123,17 @@ func (d *Desk) prepare(ctx context.Context, due []string) {
 	}
 	// Joined cases have grown since they were copied.
 	d.mu.Lock()
-	for i, c := range ready {
-		if now := d.cases[c.ID]; now != nil {
-			ready[i] = now.clone()
+	still := ready[:0]
+	for _, c := range ready { // without those that a person has moved on
+		if now := d.cases[c.ID]; now != nil && now.State == c.State && now.MergedInto == "" {
+			still = append(still, now.clone())
 		}
 	}
+	ready = still
 	d.mu.Unlock()
+	if len(ready) == 0 {
+		return
+	}
 	facts, archives := d.gather(ctx, ready)
 	if ctx.Err() != nil {
 		return
@@ -526,7 +531,7 @@ func (d *Desk) draft(ctx context.Context, was *Case, f *finding, facts Facts, ar
 	defer d.mu.Unlock()
 	now := d.cases[c.ID]
 	pardoned := func(c *Case) int { return len(c.Blocks) - len(c.live()) }
-	if now == nil || now.State != was.State || now.MergedInto != "" || len(now.History) != len(was.History) || !now.lastMove().Equal(was.lastMove()) || pardoned(now) != pardoned(was) {
+	if now == nil || now.State != was.State || now.MergedInto != "" || len(now.History) != len(was.History) || !now.lastMove().Equal(was.lastMove()) || pardoned(now) != pardoned(was) || was.lost(now) {
 		if now == nil {
 			now = &Case{}
 		}
@@ -567,6 +572,15 @@ func (d *Desk) draft(ctx context.Context, was *Case, f *finding, facts Facts, ar
 	}
 	d.log.Info("a report is drafted", "report", now.ID, "network", now.Network.String(), "to", m.To.Address, "why", now.Why)
 	return nil
+}
+
+// lost reports whether a block of the case is not in it any more now.
+func (c *Case) lost(now *Case) bool {
+	there := make(map[uint64]bool, len(now.Blocks))
+	for _, r := range now.Blocks {
+		there[r.ID] = true
+	}
+	return slices.ContainsFunc(c.Blocks, func(r Ref) bool { return !there[r.ID] })
 }
 
 // complete fills in what follows from the rest.

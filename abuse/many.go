@@ -66,7 +66,7 @@ func (c *Case) clear() bool {
 	}
 	n := len(c.Blocks)
 	c.Blocks = slices.DeleteFunc(c.Blocks, func(r Ref) bool {
-		if r.ID == 0 || r.ID > told {
+		if r.ID == 0 || r.order() > told {
 			return false
 		}
 		if !r.Pardoned {

@@ -122,7 +122,7 @@ func (d *Desk) barred(c *Case, m *Mail) *Refusal {
 	live := c.of(m).prefixes()
 	switch {
 	case len(live) == 0:
-		return &Refusal{"every block of it was lifted by an operator", "withdraw it"}
+		return &Refusal{"every block of it was lifted by an operator", "withdraw it; if somebody inside a block was allowed just now, the rest of it is here in some seconds"}
 	case m.Outdated:
 		return &Refusal{"what it tells has changed since it was drafted (a block was taken back, or more joined)",
 			"it is made anew within a minute; look at it again with `smtpguard reports show " + c.ID + "`"}

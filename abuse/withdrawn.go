@@ -142,7 +142,7 @@ func (d *Desk) Reopen(id, by string) (Case, error) {
 		if m := c.mail(); m != nil {
 			back = Drafted
 			m.Outdated, m.Hand = true, by
-			if c.told(m.To.Address) {
+			if slices.ContainsFunc(m.Attempts, Attempt.mayHaveLeft) {
 				back, m.Outdated = Sent, false
 			}
 		}

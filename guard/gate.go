@@ -75,11 +75,28 @@ func (g *gate) parts(p netip.Prefix) ([]netip.Prefix, *Refusal) {
 // passes refuses what overlaps the allowlist and what is wider than
 // max_prefix. It holds for every block, however it came about.
 func (g *gate) passes(p netip.Prefix) *Refusal {
-	if e, ok := g.allow.Overlaps(p); ok {
+	e, ok := g.allow.Overlaps(p)
+	if !ok {
+		e, ok = g.allow.Overlaps(translated(p))
+	}
+	if ok {
 		return &Refusal{Prefix: p, Reason: reasonAllowed, Why: fmt.Sprintf("it overlaps %s, which is allowed (%s)", e.Prefix, e.Why),
 			Hint: "`smtpguard allow list` shows what is never blocked, and why"}
 	}
 	return g.fits(p)
+}
+
+// nat64 is where a translator shows clients of IPv4 to a server of IPv6: a /64
+// or /48 there is no network of one operator, but everybody (RFC 6052).
+var nat64 = netip.MustParsePrefix("64:ff9b::/96")
+
+// translated is the prefix of IPv4 that p stands for behind a translator, or p.
+func translated(p netip.Prefix) netip.Prefix {
+	if a := p.Addr(); p.Bits() > nat64.Bits() && nat64.Contains(a) {
+		b := a.As16()
+		return netip.PrefixFrom(netip.AddrFrom4([4]byte(b[12:])), p.Bits()-nat64.Bits())
+	}
+	return p
 }
 
 // fits refuses what is wider than max_prefix, and what the packet filter
@@ -87,6 +104,9 @@ func (g *gate) passes(p netip.Prefix) *Refusal {
 func (g *gate) fits(p netip.Prefix) *Refusal {
 	if g.only4 && p.Addr().Is6() {
 		return &Refusal{Prefix: p, Reason: reasonNoIPv6, Why: "the packet filter in use cannot block IPv6", Hint: "`smtpguard firewall status` names it; with CSF, IPV6 in csf.conf is off"}
+	}
+	if p.Bits() <= nat64.Bits() && p.Overlaps(nat64) {
+		return &Refusal{Prefix: p, Reason: reasonTooWide, Why: "all of IPv4 is in it, behind a translator (" + nat64.String() + ", RFC 6052)", Hint: "name the single addresses in it"}
 	}
 	if g.block.TooWide(p) {
 		limit := g.block.MaxPrefix4

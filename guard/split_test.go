@@ -409,3 +409,29 @@ func TestPartNumbers(t *testing.T) {
 		check(16)
 	})
 }
+
+// TestTranslated: a network behind a translator, in which all of IPv4 is, is
+// nobody's to be blocked for; an address is.
+func TestTranslated(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		defer w.run()()
+		for _, p := range []string{"64:ff9b::/96", "64:ff9b::/64", "64:ff9b::/48"} {
+			o := must(w.g.Block(t.Context(), []BlockRequest{{Prefix: netip.MustParsePrefix(p), For: time.Hour, By: "root"}}, false))
+			if len(o) != 1 || !strings.Contains(o[0].Refused, "all of IPv4 is in it") {
+				t.Errorf("%s: %+v", p, o)
+			}
+		}
+		w.block("64:ff9b::c000:207/128", time.Hour)
+		w.block("64:ff9c::/64", time.Hour)
+		w.want("64:ff9b::c000:207/128 64:ff9c::/64")
+		// Who is allowed is so in either form.
+		must(w.g.Allow(t.Context(), store.AllowEntry{Prefix: netip.MustParsePrefix("192.0.2.0/24"), By: "root"}))
+		time.Sleep(2 * time.Second)
+		w.want("64:ff9c::/64")
+		o := must(w.g.Block(t.Context(), []BlockRequest{{Prefix: netip.MustParsePrefix("64:ff9b::c000:207/128"), For: time.Hour, By: "root"}}, false))
+		if len(o) != 1 || !strings.Contains(o[0].Refused, "192.0.2.0/24, which is allowed") {
+			t.Errorf("%+v", o)
+		}
+	})
+}

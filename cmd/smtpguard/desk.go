@@ -98,7 +98,7 @@ func reportBlock(b store.Block) abuse.Block {
 		b.Verdict = &v
 	}
 	return abuse.Block{ID: b.ID, Prefix: b.Prefix, Verdict: b.Verdict, Since: b.Since, Until: b.Until, Lifted: b.Lifted,
-		Pardoned: b.Pardoned(), Observed: b.Observed}
+		Pardoned: b.Pardoned(), Observed: b.Observed, PartOf: b.PartOf}
 }
 
 // startDesk lets the desk work from when the guard is ready until ctx ends;

@@ -272,7 +272,7 @@ func TestJournal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, text := range map[string]string{"main.log": "", "policy.yaml": ""} {
+	for name, text := range map[string]string{"main.log": "", "policy.yaml": "mode: observe\n"} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
