@@ -391,8 +391,9 @@ func (g *Guard) tellLate() {
 // sweep ends the blocks whose time is up, which it reports, and saves
 // positions.
 func (g *Guard) sweep(ctx context.Context, now time.Time) bool {
-	g.savePositions()
-	_ = g.settle() // told when it came to that, and in the warnings of status
+	if g.settle() == nil { // else told when it came to that, and in the warnings of status
+		g.savePositions() // never ahead of what the lines led to
+	}
 	g.tellLate()
 	out := g.blocks.expire(now)
 	if len(out) == 0 {

@@ -151,49 +151,6 @@ func TestVeryLateWriter(t *testing.T) {
 	g.want(numbered(2), numbered(1), numbered(3), numbered(4), numbered(5))
 }
 
-// What a very late writer wrote before the next rotation is read before its
-// file is let go of, its last half line too; and once.
-func TestVeryLateAtRotation(t *testing.T) {
-	for _, how := range []string{"renamed", "deleted", "truncated"} {
-		t.Run(how, func(t *testing.T) {
-			for i := range 5 { // there is a race to be won
-				log := logIn(t)
-				want := []string{numbered(0), numbered(1)}
-				appendTo(t, log, want[0]+"\n")
-				g := follow(t, log, Position{}, fast)
-				g.want(want[:1]...)
-				must(t, os.Rename(log, log+".1"))
-				appendTo(t, log, want[1]+"\n")
-				g.want(want...) // so the old file is finished
-				late := fmt.Sprintf("%s\nhalf %d", numbered(2), i)
-				appendTo(t, log+".1", late)
-				switch how {
-				case "renamed":
-					must(t, os.Rename(log+".1", log+".2"))
-					must(t, os.Rename(log, log+".1"))
-					appendTo(t, log, numbered(3)+"\n")
-				case "deleted":
-					must(t, os.Remove(log+".1"))
-				case "truncated":
-					must(t, os.Truncate(log, 0))
-					appendTo(t, log, numbered(3)+"\n")
-				}
-				got := func() []string { lines, _ := g.snapshot(); return lines }
-				until(t, "the late lines", func() bool {
-					return slices.Contains(got(), numbered(2)) && slices.Contains(got(), fmt.Sprintf("half %d", i))
-				})
-				g.stop()
-				seen := map[string]int{}
-				for _, l := range got() {
-					if seen[l]++; seen[l] > 1 {
-						t.Errorf("%q comes %d times", l, seen[l])
-					}
-				}
-			}
-		})
-	}
-}
-
 // Exim itself names the files as we expect them.
 func TestDatedByExim(t *testing.T) {
 	exim, err := exec.LookPath("exim4")

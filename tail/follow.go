@@ -211,13 +211,17 @@ func (t *follower) letGo() bool {
 	return t.o.gone > 0 && t.dry && time.Since(t.lost) >= t.o.gone
 }
 
-// last delivers the half line at the end of a log that is gone.
+// last delivers the half line at the end of a log that is gone, and what came
+// late.
 func (t *follower) last() error {
 	if t.cur != nil {
 		if t.flush(); len(t.lines) > 0 {
 			if err := t.tell(t.cur.at, true); err != nil {
 				return err
 			}
+		}
+		if err := t.endLate(); err != nil {
+			return err
 		}
 	}
 	return errGone
@@ -414,6 +418,7 @@ func (t *follower) find(top *file) *file {
 		for _, g := range gs {
 			if g.mtime.UnixNano() > from.ModTime {
 				if f, _ := t.open(g); f != nil {
+					t.returned(f) // a late writer made it newer than the log that is gone
 					if from.Inode == 0 {
 						return f
 					}
@@ -625,11 +630,10 @@ func (t *follower) atEnd(st state) (more bool, wait time.Duration, err error) {
 			return false, 0, err
 		}
 	}
-	if err := t.endLate(); err != nil {
+	if err := t.become(next); err != nil {
 		next.close()
 		return false, 0, err
 	}
-	t.become(next)
 	return true, 0, nil
 }
 
@@ -641,12 +645,11 @@ func (t *follower) release() error {
 	if err := t.tell(cur.at, true); err != nil {
 		return err
 	}
-	if err := t.endLate(); err != nil {
+	t.o.Log.Info("the log was deleted", "log", t.path, "bytes", cur.off)
+	if err := t.finished(cur); err != nil {
 		return err
 	}
-	t.o.Log.Info("the log was deleted", "log", t.path, "bytes", cur.off)
 	t.from = t.here()
-	t.finished(cur)
 	cur.close()
 	t.cur, t.quiet, t.ended = nil, time.Time{}, time.Time{}
 	return nil
@@ -662,11 +665,13 @@ func (t *file) isEmpty() bool {
 	return err == nil && fi.Size() == 0
 }
 
-// become goes on with the next file.
-func (t *follower) become(next *file) {
+// become goes on with the next file. An error is emit's.
+func (t *follower) become(next *file) error {
 	cur := t.cur
 	t.o.Log.Info("the log was rotated", "log", t.path, "finished", cur.name, "bytes", cur.off, "next", next.name)
-	t.finished(cur)
+	if err := t.finished(cur); err != nil {
+		return err
+	}
 	if cur.plain == nil && !cur.final {
 		t.late, t.lateSeen = cur, time.Now()
 		t.lateSplit = splitter{max: t.o.MaxLine}
@@ -675,6 +680,7 @@ func (t *follower) become(next *file) {
 	}
 	t.cur = next
 	t.stay, t.quiet, t.ended = false, time.Time{}, time.Time{}
+	return nil
 }
 
 // grace returns how much longer to wait for late lines in a rotated file that
@@ -852,32 +858,40 @@ func (t *follower) truncated(st state) error {
 	}
 	t.o.Log.Info("the log was truncated", "log", t.path, "at", cur.off)
 	t.flush()
-	defer cur.restart()
-	defer t.finished(cur)
 	if len(t.lines) > 0 {
 		if err := t.tell(0, false); err != nil {
 			return err
 		}
 	}
-	return t.endLate()
+	if err := t.finished(cur); err != nil {
+		return err
+	}
+	cur.restart()
+	return nil
 }
 
-// finished remembers where a file ended. The one before it is not waited for
-// any more.
-func (t *follower) finished(f *file) {
-	t.dropLate()
-	if f.off == 0 {
-		return
+// finished remembers where cur ended. The one finished before it is read once
+// more, and not waited for any longer. An error is emit's.
+func (t *follower) finished(cur *file) error {
+	if err := t.endLate(); err != nil {
+		return err
 	}
-	t.done = append(t.done, f.place(f.off))
+	if cur.off == 0 {
+		return nil
+	}
+	t.done = append(t.done, cur.place(cur.off))
 	if len(t.done) > maxDone {
 		t.done = slices.Delete(t.done, 0, len(t.done)-maxDone)
 	}
+	return nil
 }
 
 // failed is where cur could not be read: it is opened again, by its position.
 func (t *follower) failed(err error) (bool, time.Duration, error) {
 	t.hindered(&t.reading, fmt.Errorf("reading %s: %w", t.cur.name, err))
+	if err := t.endLate(); err != nil {
+		return false, 0, err
+	}
 	t.from = t.cur.place(t.cur.off)
 	if t.from.Offset == 0 && t.cur.id == t.top {
 		t.from, t.absent = Position{}, true // nothing read: from the beginning
