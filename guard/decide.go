@@ -211,9 +211,9 @@ const unsavedFor = 10 * time.Minute
 // into force. since says when each was decided, to measure relief; nil for an
 // operator's. It returns what could not be done.
 //
-// Those of verdicts are in force first: a disk is slow while a flood is on. The
-// packet filter ends them by itself if a crash comes before they are written
-// down, and the next start takes out what nobody knows of.
+// Those of verdicts do not wait for a slow disk, as it is while a flood is on:
+// see diskPatience. The packet filter ends them by itself if a crash comes before
+// they are written down, and the next start takes out what nobody knows of.
 //
 // If the store cannot be written, an operator's blocks are not made: there is
 // somebody to tell. Those of verdicts are, for a short time: a flood that
@@ -223,16 +223,19 @@ const unsavedFor = 10 * time.Minute
 // If the packet filter does not take them, the blocks are written down, are
 // shown as not in force, and are tried again.
 func (g *Guard) apply(ctx context.Context, made []*store.Block, replaced []store.Block, since []time.Time, now time.Time) error {
-	first := since != nil && g.enforce
-	if !first {
-		if err := g.write(replaced, made); err != nil {
-			g.fault("writing blocks down", err)
-			for _, b := range made {
-				g.count.Failed++
-				g.note(Decision{Time: now, Prefix: b.Prefix, What: Failed, Reason: reasonStore, Why: "it could not be written down: " + err.Error()})
-			}
-			return err
+	var finish func() error // nil: all is written, or owed
+	var err error
+	if since != nil && g.enforce {
+		if finish, err = g.beginWrite(replaced, made); err != nil {
+			g.unwritten(err, replaced, made, now)
 		}
+	} else if err := g.write(replaced, made); err != nil {
+		g.fault("writing blocks down", err)
+		for _, b := range made {
+			g.count.Failed++
+			g.note(Decision{Time: now, Prefix: b.Prefix, What: Failed, Reason: reasonStore, Why: "it could not be written down: " + err.Error()})
+		}
+		return err
 	}
 	var batch firewall.Batch
 	var prefixes []netip.Prefix
@@ -243,15 +246,20 @@ func (g *Guard) apply(ctx context.Context, made []*store.Block, replaced []store
 			prefixes = append(prefixes, b.Prefix)
 		}
 	}
-	var err error
+	err = nil // it is told
 	ended := sockets.Ended{Left: -1}
 	if len(batch.Set) > 0 {
 		err = g.change(ctx, batch)
 		ended = g.end(ctx, prefixes)
 	}
 	at := time.Now()
-	if first {
-		err = errors.Join(err, g.writeAfter(ctx, replaced, made, now))
+	if finish != nil {
+		if werr := finish(); werr != nil {
+			err = errors.Join(err, g.shorten(ctx, g.unwritten(werr, replaced, made, now)))
+		}
+		for _, b := range made {
+			g.blocks.put(*b) // with their numbers
+		}
 	}
 	for _, b := range made {
 		if b.Observed {
@@ -278,29 +286,67 @@ func (g *Guard) apply(ctx context.Context, made []*store.Block, replaced []store
 	return err
 }
 
-// writeAfter writes down the blocks of verdicts, which are in force. What
-// cannot be written is in force for a short time, and owed.
-func (g *Guard) writeAfter(ctx context.Context, replaced []store.Block, made []*store.Block, now time.Time) error {
-	err := g.write(replaced, made)
-	if err != nil {
-		g.fault("writing blocks down", err)
-		var batch firewall.Batch
-		for _, b := range made {
-			if end := now.Add(unsavedFor).Truncate(time.Second); end.Before(b.Until) {
-				b.Until = end
-				batch.Set = append(batch.Set, g.entry(b))
-			}
-		}
-		g.owe(replaced, made)
-		err = nil // it is told
-		if len(batch.Set) > 0 {
-			err = g.change(ctx, batch)
-		}
+// diskPatience is how long a block of a verdict waits for the store, which is
+// to know of it first. A disk that takes longer is not waited for.
+var diskPatience = time.Second
+
+// beginWrite writes down the blocks of verdicts. Where that takes longer than
+// diskPatience it goes on, and finish waits for its end; made has its numbers
+// then.
+func (g *Guard) beginWrite(replaced []store.Block, made []*store.Block) (finish func() error, err error) {
+	if err := g.settle(); err != nil {
+		return nil, err
 	}
+	written := make([]*store.Block, len(made))
+	for i, b := range made {
+		c := *b
+		written[i] = &c
+	}
+	st, ended := g.o.Store, make(chan error, 1)
+	go func() { ended <- st.Replace(replaced, written) }()
+	finish = func() error {
+		err := <-ended
+		for i, b := range written {
+			made[i].ID = b.ID
+		}
+		return err
+	}
+	late := time.NewTimer(diskPatience)
+	defer late.Stop()
+	select {
+	case err := <-ended:
+		ended <- err
+		return nil, finish()
+	case <-late.C:
+		return finish, nil
+	}
+}
+
+// unwritten owes the store what it did not take, and lets it last for a short
+// time only. It returns those whose end is another then.
+func (g *Guard) unwritten(err error, replaced []store.Block, made []*store.Block, now time.Time) (shorter []*store.Block) {
+	g.fault("writing blocks down", err)
 	for _, b := range made {
-		g.blocks.put(*b) // with their numbers
+		if end := now.Add(unsavedFor).Truncate(time.Second); end.Before(b.Until) {
+			b.Until = end
+			shorter = append(shorter, b)
+		}
 	}
-	return err
+	g.owe(replaced, made)
+	return shorter
+}
+
+// shorten gives the packet filter the new ends of blocks.
+func (g *Guard) shorten(ctx context.Context, made []*store.Block) error {
+	var batch firewall.Batch
+	for _, b := range made {
+		g.blocks.put(*b)
+		batch.Set = append(batch.Set, g.entry(b))
+	}
+	if len(batch.Set) == 0 {
+		return nil
+	}
+	return g.change(ctx, batch)
 }
 
 // relieved notes how many connections ended, and at now how long that took.
