@@ -91,12 +91,13 @@ func Listen(path, group string) (net.Listener, error) {
 		os.Remove(tmp)
 		return nil, fmt.Errorf("making the socket: %w", err)
 	}
-	return &listener{UnixListener: l, path: path, made: made}, nil
+	return &listener{UnixListener: l, path: path, made: made, group: gid >= 0}, nil
 }
 
 // listener removes the socket when it is closed, if it is still its own.
 type listener struct {
 	*net.UnixListener
+	group bool // it is open to a group
 	path string
 	made fs.FileInfo
 	once sync.Once
@@ -124,13 +125,15 @@ type peerKey struct{}
 // names are served: root, the daemon's own user, and with a socket that is
 // open to a group, whoever could open it; connectionsMost at a time. with adds what else is answered on: see WithReports.
 func Serve(ctx context.Context, l net.Listener, g Guard, log *slog.Logger, with ...func(*http.ServeMux)) error {
+	own, _ := l.(*listener)
+	group := own != nil && own.group
 	srv := &http.Server{
 		Handler:           known(handler(g, with...)),
 		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 2 * deadline, IdleTimeout: 30 * time.Second,
 		MaxHeaderBytes: 16 << 10,
 		ErrorLog:       slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			return context.WithValue(ctx, peerKey{}, who(c))
+			return context.WithValue(ctx, peerKey{}, who(c, group))
 		},
 	}
 	done := make(chan struct{})
@@ -187,8 +190,9 @@ func known(h http.Handler) http.Handler {
 	})
 }
 
-// who names the user at the other end, by the kernel's word.
-func who(c net.Conn) (p peer) {
+// who names the user at the other end, by the kernel's word. Where the socket is
+// open to a group the kernel has looked whether he is in it.
+func who(c net.Conn, group bool) (p peer) {
 	u, ok := c.(syscall.Conn)
 	if !ok {
 		return p
@@ -199,10 +203,7 @@ func who(c net.Conn) (p peer) {
 	}
 	uid := int(cred.Uid)
 	p.name = Operator(uid)
-	p.ok = uid == 0 || uid == os.Getuid()
-	if fi, err := os.Stat(c.LocalAddr().String()); err == nil && fi.Mode().Perm()&0o060 != 0 {
-		p.ok = true // the socket is open to a group, and the kernel has checked it
-	}
+	p.ok = group || uid == 0 || uid == os.Getuid()
 	return p
 }
 

@@ -1015,3 +1015,28 @@ func TestFiveOneAfterTheOther(t *testing.T) {
 		})
 	}
 }
+
+// TestEndedByRestart: who held slots when the server was ended and started
+// again, hours ago and without a line, holds none in a busy hour.
+func TestEndedByRestart(t *testing.T) {
+	for _, c := range []struct {
+		after time.Duration
+		bad   bool // the old connections live on, as after a restart of the daemon alone
+	}{{time.Minute, true}, {3 * time.Hour, false}} {
+		s := newSim(t, Config{Capacity: 100})
+		s.block = false
+		one, many := addrs("198.51.100.%d", 7, 1), addrs("10.%d.0.1", 1, 95)
+		s.keep(one, 20)
+		s.pass(2*time.Minute, time.Second, nil)
+		s.event(Event{Kind: DaemonStarted})
+		s.now = s.now.Add(c.after)
+		for _, a := range many {
+			s.open(a)
+		}
+		s.pass(30*time.Second, time.Second, nil)
+		told := slices.ContainsFunc(s.told, func(v Verdict) bool { return v.Source == single(one[0]) })
+		if told != c.bad {
+			t.Errorf("%s after the restart: %s", c.after, s.sentences())
+		}
+	}
+}

@@ -148,12 +148,22 @@ func (d *Detector) free(hi uint32) {
 	d.holders.release(hi)
 }
 
+// oldHeldAge is how long a connection from before the server's restart is
+// thought to be held where no socket table tells: its process may have been
+// ended with the daemon, by systemd or a reboot, and writes no line then. It is
+// twice Exim's smtp_receive_timeout as shipped.
+const oldHeldAge = 10 * time.Minute
+
 // opened: the server gave a slot to ev.Source.
 func (d *Detector) opened(ev *Event) {
 	d.stats.Opened++
 	// A key that is too old is not believed any more.
 	for _, l := range [...]*byAge{&d.old, &d.young} {
-		for l.head != 0 && d.now-d.holders.at(l.head).since > int64(d.cfg.MaxHeldAge) {
+		most := d.cfg.MaxHeldAge
+		if l == &d.old && !d.cfg.Sampled {
+			most = min(most, oldHeldAge)
+		}
+		for l.head != 0 && d.now-d.holders.at(l.head).since > int64(most) {
 			d.free(l.head)
 		}
 	}
