@@ -28,7 +28,7 @@ func (c *command) send(ctx context.Context, m *Message) error {
 	if err != nil {
 		return err
 	}
-	said, err := execute(ctx, c.c.Command, append(data, '\n'))
+	said, err := execute(ctx, c.c.Command, append(data, '\n'), false)
 	if err == nil && said != "" {
 		c.log.Info("a hook's command says", "hook", c.c.Name, "output", said)
 	}
@@ -44,8 +44,10 @@ const (
 // with an environment of its own and input on its standard input. It returns
 // the beginning of the output. What the program started ends with it: at the
 // end of ctx the whole group is killed, and what is left of it when the program
-// has ended, too, once it has closed the output or drainFor is over.
-func execute(ctx context.Context, argv []string, input []byte) (said string, err error) {
+// has ended, too, once it has closed the output or drainFor is over. With
+// delivers that is left alone: a mail program leaves a child behind, which
+// delivers what was taken.
+func execute(ctx context.Context, argv []string, input []byte, delivers bool) (said string, err error) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return "", fmt.Errorf("starting %s: %w", argv[0], err)
@@ -88,7 +90,9 @@ func execute(ctx context.Context, argv []string, input []byte) (said string, err
 	case <-late.C:
 	case <-ctx.Done():
 	}
-	_ = kill()
+	if !delivers {
+		_ = kill()
+	}
 	err = cmd.Wait()
 	_ = r.Close() // one that left the group may hold the other end
 	<-drained

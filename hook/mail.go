@@ -19,7 +19,7 @@ func (k *mailer) send(ctx context.Context, m *Message) error {
 	if k.c.From != "" {
 		argv = append(argv, "-f", k.c.From)
 	}
-	_, err := execute(ctx, append(argv, "--", k.c.Mail), k.mail(m))
+	_, err := execute(ctx, append(argv, "--", k.c.Mail), k.mail(m), true)
 	return err
 }
 

@@ -98,7 +98,7 @@ func TestCommand(t *testing.T) {
 	s := schema(t)
 	argv := []string{script(t, dir, `printf '<%s>' "$@" > `+dir+`/argv; cat > `+dir+`/json; pwd; echo done`), "a b", "$(id)", ""}
 	m := message(t)
-	said, err := execute(t.Context(), argv, nil)
+	said, err := execute(t.Context(), argv, nil, false)
 	if err != nil || said != `/\u{a}done` {
 		t.Errorf("%q, %v", said, err)
 	}
@@ -126,13 +126,13 @@ func TestCommandFails(t *testing.T) {
 		{"deaf", "exec 0<&-; exit 0", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			_, err := execute(t.Context(), []string{script(t, t.TempDir(), c.body)}, []byte(strings.Repeat("x", 1<<20)))
+			_, err := execute(t.Context(), []string{script(t, t.TempDir(), c.body)}, []byte(strings.Repeat("x", 1<<20)), false)
 			if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%v, want %q", err, c.want)
 			}
 		})
 	}
-	if _, err := execute(t.Context(), []string{"/nonexistent"}, nil); err == nil || !errors.Is(err, os.ErrNotExist) {
+	if _, err := execute(t.Context(), []string{"/nonexistent"}, nil, false); err == nil || !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("%v", err)
 	}
 }
@@ -151,7 +151,7 @@ func TestEndlessCommand(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 	}()
-	said, err := execute(ctx, []string{script(t, dir, "yes | head -n 10000; touch "+dir+"/began; exec yes")}, nil)
+	said, err := execute(ctx, []string{script(t, dir, "yes | head -n 10000; touch "+dir+"/began; exec yes")}, nil, false)
 	if err == nil || !strings.Contains(err.Error(), "killed") {
 		t.Errorf("%v, want that it was killed", err)
 	}
@@ -170,7 +170,7 @@ func TestCommandLeavesChildren(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			said, err := execute(t.Context(), []string{script(t, t.TempDir(), body)}, nil)
+			said, err := execute(t.Context(), []string{script(t, t.TempDir(), body)}, nil, false)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -181,6 +181,20 @@ func TestCommandLeavesChildren(t *testing.T) {
 			eventually(t, "the child ends", func() bool { return gone(pid) })
 		})
 	}
+}
+
+// What a mail program leaves behind delivers the mail, as Exim's child does: it
+// has closed the output, and goes on.
+func TestMailLeavesChildren(t *testing.T) {
+	dir := t.TempDir()
+	argv := []string{script(t, dir, "(exec >/dev/null 2>&1; sleep 0.3; cat "+dir+"/in >"+dir+"/delivered.new; mv "+dir+"/delivered.new "+dir+"/delivered) & cat >"+dir+"/in")}
+	if _, err := execute(t.Context(), argv, []byte("a mail"), true); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the mail is delivered", func() bool {
+		b, err := os.ReadFile(filepath.Join(dir, "delivered"))
+		return err == nil && string(b) == "a mail"
+	})
 }
 
 // A stuck command is killed with all that it started, and ten thousand events
