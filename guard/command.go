@@ -257,7 +257,7 @@ func (g *Guard) lift(ctx context.Context, out []store.Block, now time.Time) erro
 // those that go on in their place.
 func (g *Guard) exchange(ctx context.Context, out []store.Block, made []*store.Block, now time.Time) error {
 	if err := g.writeExchange(out, made, now); err != nil {
-		return fmt.Errorf("the end could not be written down, and everything is as before: %w", err)
+		return fmt.Errorf("the end could not be written down, and everything is as before (is the disk full? `smtpguard allow add` lets somebody in all the same): %w", err)
 	}
 	return g.exchanged(ctx, out, made, now)
 }
@@ -494,7 +494,9 @@ func (g *Guard) reloadAllow() error {
 
 // copyAllow keeps the copy of the allowlist that outlives a damaged store.
 func (g *Guard) copyAllow() {
+	g.copyDue = time.Time{}
 	if err := g.o.Store.CopyAllow(); err != nil {
-		g.fault("keeping a copy of the allowlist beside the store", err)
+		g.copyDue = time.Now().Add(time.Minute)
+		g.fault("keeping a copy of the allowlist beside the store; it is tried again", err)
 	}
 }

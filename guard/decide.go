@@ -441,6 +441,9 @@ func (g *Guard) sweep(ctx context.Context, now time.Time) bool {
 		g.savePositions() // never ahead of what the lines led to
 	}
 	g.tellLate()
+	if !g.copyDue.IsZero() && !now.Before(g.copyDue) {
+		g.copyAllow()
+	}
 	out := g.blocks.expire(now)
 	if len(out) == 0 {
 		return false

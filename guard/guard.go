@@ -146,7 +146,8 @@ type Guard struct {
 	selfNews chan struct{}
 	looking  int // names that are being looked up
 	trial    Trial
-	taking   bool // what was only observed waits to be taken up
+	copyDue  time.Time // when the copy of the allowlist is tried again; zero: it is made
+	taking   bool      // what was only observed waits to be taken up
 	// filterNews is since when names' news wait to be told to the packet
 	// filter, zero if there are none.
 	filterNews time.Time

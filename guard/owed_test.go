@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -353,5 +354,27 @@ func TestVerdictBeforeDisk(t *testing.T) {
 			t.Errorf("%d were in force before they were in the store, %v", before, err)
 		}
 		w.wantInStore(w.inFilter())
+	})
+}
+
+// TestAllowCopyTriedAgain: the copy of the allowlist that could not be made is
+// made when there is room.
+func TestAllowCopyTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		defer w.run()()
+		copied := store.AllowCopy(w.st.Path())
+		if err := os.MkdirAll(copied+"/in the way", 0o700); err != nil {
+			t.Fatal(err)
+		}
+		must(w.g.Allow(t.Context(), store.AllowEntry{Prefix: netip.MustParsePrefix("203.0.113.7/32"), By: "root"}))
+		time.Sleep(10 * time.Second)
+		if err := os.RemoveAll(copied); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Minute)
+		if b, err := os.ReadFile(copied); err != nil || !strings.Contains(string(b), "203.0.113.7") {
+			t.Errorf("%s, %v", b, err)
+		}
 	})
 }

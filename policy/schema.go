@@ -155,8 +155,8 @@ func checkPath(s string) *fault {
 }
 
 func checkSocket(s string) *fault {
-	if len(s) > 107 { // sun_path, unix(7)
-		return faultf("a socket's path has at most 107 bytes", "%s is too long", quote(s))
+	if len(s) > 99 { // sun_path, unix(7), has 107, of which 8 are for the name that it has until it is ready
+		return faultf("a socket's path has at most 99 bytes", "%s is too long", quote(s))
 	}
 	return checkPath(s)
 }
