@@ -98,9 +98,9 @@ func Listen(path, group string) (net.Listener, error) {
 type listener struct {
 	*net.UnixListener
 	group bool // it is open to a group
-	path string
-	made fs.FileInfo
-	once sync.Once
+	path  string
+	made  fs.FileInfo
+	once  sync.Once
 }
 
 func (l *listener) Close() error {
