@@ -437,7 +437,7 @@ func limits(c *Case) string {
 		}
 		w := map[bool]string{true: "an address: ", false: "a network: "}[v.Source.IsSingleIP()]
 		if v.Metric == detector.Saturation {
-			w += fmt.Sprintf("%.0f %% of all places for %s while the server is full", v.Threshold*100, span(v.Window))
+			w += fmt.Sprintf("%.0f %% of all places, on average over %s, while the server is full", v.Threshold*100, span(v.Window))
 		} else {
 			w += fmt.Sprintf("%.0f connections in %s", v.Threshold, span(v.Window))
 		}

@@ -630,7 +630,7 @@ func TestR14_BaselineLimitClock(t *testing.T) {
 	_, ps := parts(t, msg)
 	for _, want := range []string{
 		"Normal level 3 connections in the 3 days before, from the same sources",
-		"Our limit a network: 15 % of all places for 10 seconds while the server is full",
+		"Our limit a network: 15 % of all places, on average over 10 seconds, while the server is full",
 		"Clock synchronised (kernel), error below 5 ms; all times are UTC",
 	} {
 		if !strings.Contains(flat(ps[0].text), want) {
