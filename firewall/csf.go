@@ -647,6 +647,15 @@ func (w *limitedWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// Intact has nothing to look at but whether CSF works: its rules are its own,
+// and List says which bans they make.
+func (c *csf) Intact(ctx context.Context) (bool, error) {
+	if err := c.ready(ctx); err != nil {
+		return false, err
+	}
+	return true, nil
+}
+
 // List reads csf.tempban: bans of ours, and those of others and lines of
 // csf.deny that stand for an entry.
 func (c *csf) List(ctx context.Context) iter.Seq2[Installed, error] {

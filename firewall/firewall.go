@@ -187,6 +187,9 @@ type Firewall interface {
 	// entries that are already there; where our layout had to be made anew
 	// changed is true and entries may be missing: Replace must follow.
 	Ensure(ctx context.Context) (changed bool, err error)
+	// Intact reports whether what Ensure puts in place is there, and changes
+	// nothing. Where there is nothing to put in place, it always is.
+	Intact(ctx context.Context) (bool, error)
 	// Apply makes the changes. Set of a prefix that is present gives it the
 	// new Until, shorter or longer; Unset of a missing one is no error; an
 	// Entry whose Until is past is unset. Nested prefixes are independent.

@@ -245,6 +245,14 @@ func (x *xt) Ensure(ctx context.Context) (bool, error) {
 	return true, x.rebuild(ctx, entries)
 }
 
+// Intact reads what Ensure reads.
+func (x *xt) Intact(ctx context.Context) (bool, error) {
+	if err := x.probed(ctx); err != nil {
+		return false, err
+	}
+	return x.intact(ctx)
+}
+
 // intact tells whether rules and sets are ours and untouched.
 func (x *xt) intact(ctx context.Context) (bool, error) {
 	for _, f := range x.families {

@@ -31,6 +31,8 @@ func (m *memory) Probe(context.Context) (Capabilities, error) {
 
 func (m *memory) Ensure(ctx context.Context) (bool, error) { return false, ctx.Err() }
 
+func (m *memory) Intact(ctx context.Context) (bool, error) { return true, ctx.Err() }
+
 func (m *memory) Apply(ctx context.Context, b Batch) (Result, error) {
 	now := time.Now()
 	p, res, err := planBatch(b, now)

@@ -332,6 +332,15 @@ func (n *nft) rebuild(ctx context.Context, entries []Entry) error {
 	return nil
 }
 
+// Intact reads our table's chains, rules and sets.
+func (n *nft) Intact(ctx context.Context) (bool, error) {
+	intact, err := n.inspect(ctx)
+	if err != nil {
+		return false, nftError("reading our nftables table", err)
+	}
+	return intact, nil
+}
+
 // errChanging: somebody changes our table as fast as we do.
 var errChanging = errors.New("somebody else changes it at the same time")
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/smtpguard/smtpguard/allow"
+	"github.com/smtpguard/smtpguard/firewall"
 	"github.com/smtpguard/smtpguard/policy"
 	"github.com/smtpguard/smtpguard/store"
 )
@@ -64,4 +65,35 @@ func AllowedAlone(ctx context.Context, st *store.Store, p *policy.Policy, now ti
 		list = append(list, e.Prefix)
 	}
 	return list, errors.Join(faults...)
+}
+
+// standsAlone looks, where no daemon does, whether our rules are in the packet
+// filter, and changes nothing. Where they should be and are not, drift says so.
+func (g *Guard) standsAlone(ctx context.Context) bool {
+	intact, err := g.fw.Intact(ctx)
+	switch {
+	case err != nil:
+		g.drift.broken = fmt.Errorf("whether our rules are in the packet filter cannot be read: %w", err)
+	case intact:
+		return true
+	case len(g.wanted(time.Now())) > 0:
+		g.drift.broken = errors.New("no daemon runs, and our rules in the packet filter are gone, or are not those that this policy makes; `smtpguard firewall sync` puts them in place, and so does the daemon's start")
+	}
+	return false
+}
+
+// noteDiffers notes which blocks the packet filter does not hold, and what it
+// holds and no block stands for.
+func (g *Guard) noteDiffers(installed map[netip.Prefix]firewall.Installed, now time.Time) {
+	for _, e := range g.wanted(now) {
+		if _, ok := installed[e.Prefix]; !ok && e.Until.Sub(now) > time.Second {
+			g.drift.fail(e.Prefix, false, errors.New("the packet filter does not hold it, and no daemon runs that would put it back; `smtpguard firewall sync` does"))
+		}
+	}
+	for p, in := range installed {
+		ends := !in.Until.IsZero() && in.Until.Sub(now) <= time.Second // the two clocks are not one
+		if b, ok := g.blocks.get(p); (!ok || !g.holds(b, now)) && !ends {
+			g.drift.fail(p, true, errors.New("no daemon runs that would take it out; `smtpguard firewall sync` does"))
+		}
+	}
 }

@@ -71,6 +71,7 @@ func (g *Guard) Block(ctx context.Context, reqs []BlockRequest, dry bool) (out [
 
 func (g *Guard) blockByHand(ctx context.Context, reqs []BlockRequest, dry bool) ([]BlockOutcome, error) {
 	now := time.Now()
+	g.freshSelf(ctx, 0, now)
 	out := make([]BlockOutcome, 0, len(reqs))
 	var made []*store.Block
 	var replaced []store.Block
@@ -376,17 +377,36 @@ func (g *Guard) Blocks(ctx context.Context) (list []BlockInfo, err error) {
 }
 
 // installed reads the packet filter back, nil where it cannot be done or
-// would take seconds.
+// would take seconds. Without a daemon nobody else looks: what is wrong is
+// noted.
 func (g *Guard) installed(ctx context.Context) map[netip.Prefix]firewall.Installed {
-	if !g.caps.Readback || !g.caps.Real || g.blocks.len() > contentMax {
+	if !g.caps.Real {
+		return nil
+	}
+	alone := g.alone()
+	if alone && !g.standsAlone(ctx) {
+		return nil
+	}
+	if !g.caps.Readback || g.blocks.len() > contentMax {
 		return nil
 	}
 	m := make(map[netip.Prefix]firewall.Installed)
 	for in, err := range g.fw.List(ctx) {
-		if err != nil {
+		switch {
+		case err == nil:
+			m[in.Prefix] = in
+		case errors.Is(err, firewall.ErrGone):
+			g.drift.suspect = true
+			return map[netip.Prefix]firewall.Installed{}
+		case alone:
+			g.drift.broken = fmt.Errorf("whether the packet filter holds it cannot be read: %w", err)
 			return nil
+		default:
+			return nil // what was last known of it counts
 		}
-		m[in.Prefix] = in
+	}
+	if alone {
+		g.noteDiffers(m, time.Now())
 	}
 	return m
 }

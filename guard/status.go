@@ -196,6 +196,9 @@ func (g *Guard) status(ctx context.Context) Status {
 		s.Logs = append(s.Logs, l.status())
 	}
 	s.Sockets = g.socketStatus(ctx)
+	if g.alone() {
+		g.installed(ctx)
+	}
 	s.Firewall = FirewallStatus{Backend: g.fw.Name(), Real: g.caps.Real, Agrees: true, Missing: some(g.drift.failed), Lingering: some(g.drift.lingers),
 		Checked: g.drift.checked, Repairs: g.drift.repairs, Repaired: g.drift.repaired, By: g.drift.by}
 	if err := g.drift.trouble(); err != nil {

@@ -61,13 +61,17 @@ func showExplanation(out io.Writer, x guard.Explanation) {
 	row := func(name, format string, args ...any) {
 		fmt.Fprintf(w, "%s\t"+format+"\n", append([]any{name}, args...)...)
 	}
-	switch {
-	case x.Blocked != nil && x.Blocked.Prefix == x.Prefix:
-		row(x.Prefix.String(), "%s until %s", x.Blocked.State, clock(x.Blocked.Until))
-		row("  why", "%s", x.Blocked.Reason)
-	case x.Blocked != nil:
-		row(x.Prefix.String(), "%s with %s until %s", x.Blocked.State, x.Blocked.Prefix, clock(x.Blocked.Until))
-		row("  why", "%s", x.Blocked.Reason)
+	switch b := x.Blocked; {
+	case b != nil:
+		with := ""
+		if b.Prefix != x.Prefix {
+			with = " with " + b.Prefix.String()
+		}
+		row(x.Prefix.String(), "%s%s until %s", b.State, with, clock(b.Until))
+		row("  why", "%s", b.Reason)
+		if b.Error != "" {
+			row("  not applied", "%s", b.Error)
+		}
 	case x.Waiting:
 		row(x.Prefix.String(), "a verdict waits for the socket table to confirm it")
 	default:
