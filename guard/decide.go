@@ -147,6 +147,10 @@ func (g *Guard) waits(p netip.Prefix) bool {
 // enact makes blocks of verdicts: store first, packet filter second, sockets
 // third, then a look whether it worked.
 func (g *Guard) enact(ctx context.Context, good []decided, now time.Time) {
+	if len(good) == 0 {
+		return
+	}
+	g.freshSelf(ctx, selfFresh, now)
 	var made []*store.Block
 	var since []time.Time
 	for _, d := range good {

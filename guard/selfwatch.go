@@ -95,11 +95,28 @@ func (g *Guard) watchSelf(ctx context.Context, watch func(context.Context, func(
 	}
 }
 
+// selfFresh is how old the last look at this machine's own addresses may be
+// when a rule blocks somebody. Of an SSH session that begins there is no news,
+// and a look takes some 20 µs for each process of the machine.
+const selfFresh = time.Second
+
+// freshSelf looks again at what must never be blocked on this machine before
+// something is, unless that was done less than age ago.
+func (g *Guard) freshSelf(ctx context.Context, age time.Duration, now time.Time) {
+	if now.Sub(g.selfPast.looked).Abs() < age {
+		return
+	}
+	if err := g.refreshSelf(ctx); err != nil {
+		g.fault("looking at this machine's own addresses", err)
+	}
+}
+
 // selfPast is what earlier looks at this machine's own addresses said.
 type selfPast struct {
-	seen map[netip.Prefix]time.Time // when each of Guard.self was last found
-	err  string                     // of the last look
-	told time.Time                  // when err was told
+	looked time.Time
+	seen   map[netip.Prefix]time.Time // when each of Guard.self was last found
+	err    string                     // of the last look
+	told   time.Time                  // when err was told
 }
 
 // selfKept is how long what was found stays allowed after it was found last: a
@@ -112,6 +129,7 @@ const selfKept = 10 * time.Minute
 // long.
 func (g *Guard) rememberSelf(found []Exempt, err error, now time.Time) {
 	past := &g.selfPast
+	past.looked = now
 	seen, kinds := make(map[netip.Prefix]time.Time), make(map[string]bool)
 	var self []Exempt
 	add := func(e Exempt, at time.Time) {

@@ -17,6 +17,7 @@ func (g *Guard) takeUp(ctx context.Context, now time.Time) error {
 	if g.unreadable("blocks", err) {
 		return fmt.Errorf("reading what was observed: %w", err)
 	}
+	g.freshSelf(ctx, selfFresh, now)
 	var ended []store.Block
 	var made []*store.Block
 	for _, b := range active {
