@@ -298,9 +298,11 @@ func (c selfConfig) sshPeers(ctx context.Context) ([]Exempt, error) {
 
 // loggedIn reports whether the process is OpenSSH's for a session that is past
 // authentication. It then calls itself "sshd: USER@TTY", since 9.8
-// "sshd-session: USER@TTY", with TTY "notty" or like "pts/0"; before
-// that its title ends in [accepted], [net] or, also later in the process that
-// keeps root's rights, [priv] (session.c and sshd-session.c).
+// "sshd-session: USER@TTY", with TTY "notty" or like "pts/0", or without a
+// session (ssh -N, a tunnel) "sshd: USER"; before that its title ends in
+// [accepted], [net] or, also later in the process that keeps root's rights,
+// [priv] (session.c and sshd-session.c; 9.2 was looked at). Without separation
+// of privileges, which ended with 7.5, whoever is not known is "unknown" before.
 func loggedIn(p sockets.Process) bool {
 	if p.Name != "sshd" && p.Name != "sshd-session" {
 		return false
@@ -310,7 +312,7 @@ func loggedIn(p sockets.Process) bool {
 		who, ok = strings.CutPrefix(p.Title, "sshd-session: ")
 	}
 	at := strings.LastIndexByte(who, '@')
-	return ok && at > 0 && at < len(who)-1 && !strings.HasSuffix(who, "]")
+	return ok && who != "" && who != "unknown" && at != 0 && at != len(who)-1 && !strings.ContainsAny(who, " ]")
 }
 
 // SSHPeer returns the address of the client in the value of SSH_CONNECTION

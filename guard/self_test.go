@@ -343,6 +343,10 @@ func TestLoggedIn(t *testing.T) {
 		{"sshd", "sshd: alice@pts/0,pts/1", true},
 		{"sshd-session", "sshd-session: alice@internal-sftp", true},
 		{"sshd", "sshd: bob@corp.example@pts/3", true},
+		{"sshd", "sshd: root", true}, // ssh -N
+		{"sshd-session", "sshd-session: bob@corp.example", true},
+		{"sshd", "sshd: unknown", false},
+		{"sshd", "sshd: ", false},
 		{"sshd", "sshd: alice [priv]", false},
 		{"sshd", "sshd: bob@corp.example [priv]", false},
 		{"sshd", "sshd: bob@corp.example [net]", false},
