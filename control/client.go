@@ -24,32 +24,84 @@ import (
 // ErrNoDaemon: nobody answers on the socket.
 var ErrNoDaemon = errors.New("no smtpguard is running")
 
+// SilentError: a daemon runs, and does not answer: it was stopped, waits for a
+// disk, or the machine has no time for it.
+type SilentError struct {
+	PID    int // 0: not known
+	Waited time.Duration
+}
+
+func (e *SilentError) Error() string {
+	if e.Waited == 0 {
+		return e.Daemon() + " runs, and does not answer"
+	}
+	return fmt.Sprintf("%s runs, and has not answered for %s", e.Daemon(), e.Waited)
+}
+
+// Daemon names it in a sentence.
+func (e *SilentError) Daemon() string {
+	if e.PID == 0 {
+		return "the daemon"
+	}
+	return fmt.Sprintf("the daemon (process %d)", e.PID)
+}
+
+// aliveWithin is how long the daemon may take to say anything at all.
+const aliveWithin = 5 * time.Second
+
 // Client speaks to the daemon. It is a Guard; the names of operators that are
 // passed to it are not sent, since the daemon asks the kernel.
 type Client struct {
 	http *http.Client
 	path string
+	pid  int // of the daemon
 }
 
 // Dial makes a Client for the socket at path. The error wraps ErrNoDaemon if
-// there is no socket or nobody answers on it; it is another one if the socket
-// may not be opened.
+// there is no socket or nobody listens on it, and is a *SilentError if somebody
+// does and says nothing; it is another one if the socket may not be opened.
 func Dial(ctx context.Context, path string) (*Client, error) {
 	var d net.Dialer
-	c, err := d.DialContext(ctx, "unix", path)
-	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
-			return nil, fmt.Errorf("%w (nobody answers on %s)", ErrNoDaemon, path)
-		}
+	conn, err := d.DialContext(ctx, "unix", path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ECONNREFUSED):
+		return nil, fmt.Errorf("%w (nobody answers on %s)", ErrNoDaemon, path)
+	case errors.Is(err, unix.EAGAIN): // nobody takes those that wait
+		return nil, &SilentError{}
+	case err != nil:
 		return nil, fmt.Errorf("opening the daemon's socket: %w", err)
 	}
-	c.Close()
-	return &Client{path: path, http: &http.Client{
+	c := &Client{path: path, http: &http.Client{
 		Timeout: deadline,
 		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return d.DialContext(ctx, "unix", path)
 		}},
-	}}, nil
+	}}
+	if cred, err := credentials(conn.(*net.UnixConn)); err == nil {
+		c.pid = int(cred.Pid)
+	}
+	conn.Close()
+	alive, cancel := context.WithTimeout(ctx, aliveWithin)
+	defer cancel()
+	req, err := http.NewRequestWithContext(alive, http.MethodHead, "http://smtpguard/", nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.http.Do(req) // whatever it answers
+	if err != nil {
+		return nil, c.failed(ctx, err, aliveWithin)
+	}
+	resp.Body.Close()
+	return c, nil
+}
+
+// failed is what err, of a request that had so long, means.
+func (c *Client) failed(ctx context.Context, err error, had time.Duration) error {
+	var late interface{ Timeout() bool }
+	if ctx.Err() == nil && errors.As(err, &late) && late.Timeout() || errors.Is(err, unix.EAGAIN) {
+		return &SilentError{PID: c.pid, Waited: had}
+	}
+	return fmt.Errorf("asking the daemon: %w", err)
 }
 
 // Close lets go of idle connections.
@@ -70,7 +122,7 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return fmt.Errorf("asking the daemon: %w", err)
+		return c.failed(ctx, err, deadline)
 	}
 	defer resp.Body.Close()
 	dec := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer))
@@ -93,6 +145,9 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 		return errors.New(f.Error)
 	}
 	if err := dec.Decode(out); err != nil {
+		if late := (*SilentError)(nil); errors.As(c.failed(ctx, err, deadline), &late) {
+			return late
+		}
 		return fmt.Errorf("reading the daemon's answer: %w", err)
 	}
 	return nil

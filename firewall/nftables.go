@@ -123,6 +123,7 @@ func (n *nft) Probe(ctx context.Context) (Capabilities, error) {
 		IPv6: true, Prefixes: true, Timeouts: true,
 		Atomic:   n.budget >= n.layoutBytes()+n.book.max*nftUpsertBytes,
 		Readback: true, Expiry: true, Counters: true, Real: true,
+		MaxTimeout: nftMaxTimeout,
 	}, nil
 }
 

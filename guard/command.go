@@ -95,6 +95,9 @@ func (g *Guard) blockByHand(ctx context.Context, reqs []BlockRequest, dry bool) 
 		case !r.Until.IsZero() && r.Until.Before(now.Add(time.Second)):
 			ref = &Refusal{Prefix: r.Prefix, Why: "its end has passed"}
 		}
+		if end := now.Add(policy.Longest); ref == nil && r.Until.After(end) {
+			ref = &Refusal{Prefix: r.Prefix, Why: "its end is more than a hundred years away", Hint: "the longest is 36500d, until " + end.Format(time.DateOnly)}
+		}
 		if ref != nil {
 			if !dry {
 				g.count.Refused++

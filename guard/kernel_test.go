@@ -114,3 +114,47 @@ func TestTamperedKernel(t *testing.T) {
 	inForce(g, "the loss of the store")
 	stop()
 }
+
+// A block with an end that no packet filter takes, as a store may have it, is
+// no sign that somebody changed something.
+func TestFarEnd(t *testing.T) {
+	needs(t, "nft", "ipset", "iptables")
+	for name, open := range map[string]func(firewall.Options) (firewall.Firewall, error){
+		firewall.NFTables: firewall.NewNFTables, firewall.IPTables: firewall.NewIPTables,
+	} {
+		t.Run(name, func(t *testing.T) {
+			ns := newNamespace(t)
+			p := policy.Default()
+			p.Mode, p.Confirm = policy.Enforce, policy.ConfirmOff
+			st, err := store.Open(filepath.Join(t.TempDir(), "s.db"), store.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer st.Close()
+			now := time.Now()
+			if err := st.Add(&store.Block{Prefix: netip.MustParsePrefix("198.51.100.7/32"), Since: now, Until: time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC), By: "root"}); err != nil {
+				t.Fatal(err)
+			}
+			g, err := New(t.Context(), Options{Policy: p, Store: st, Capacity: 100,
+				OpenFirewall: func(_ context.Context, allow []netip.Prefix, entries int) (firewall.Firewall, error) {
+					return open(firewall.Options{Ports: []uint16{25}, NetNS: ns, Allow: allow, MaxEntries: entries})
+				},
+				Self: func(context.Context) ([]Exempt, error) { return neverBlocked, nil }})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer g.Close(context.Background(), true)
+			if err := g.restore(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			g.checkContent(t.Context())
+			if g.drift.repairs != 0 || g.drift.trouble() != nil {
+				t.Errorf("%d repairs, %v", g.drift.repairs, g.drift.trouble())
+			}
+			list, err := g.Blocks(t.Context())
+			if err != nil || len(list) != 1 || list[0].State != InForce {
+				t.Errorf("%+v, %v", list, err)
+			}
+		})
+	}
+}

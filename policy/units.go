@@ -12,7 +12,8 @@ const (
 	day  = 24 * time.Hour
 	week = 7 * day
 
-	longest = 36500 * day // a hundred years
+	// Longest is the longest duration, a hundred years: also that of a block.
+	Longest = 36500 * day
 )
 
 // durationUnits are the units of a duration, largest first.
@@ -52,7 +53,7 @@ func parseDuration(s string) (time.Duration, *fault) {
 		}
 		unit := unitOf(m[2])
 		n, err := strconv.ParseFloat(m[1], 64)
-		if err != nil || n*float64(unit) > float64(longest) {
+		if err != nil || n*float64(unit) > float64(Longest) {
 			return 0, faultf("the longest is 36500d", "%s is too long", quote(s))
 		}
 		if whole, err := strconv.ParseInt(m[1], 10, 64); err == nil {
@@ -60,7 +61,7 @@ func parseDuration(s string) (time.Duration, *fault) {
 		} else {
 			total += time.Duration(math.Round(n * float64(unit)))
 		}
-		if total > longest {
+		if total > Longest {
 			return 0, faultf("the longest is 36500d", "%s is too long", quote(s))
 		}
 		if rest = rest[len(m[0]):]; rest == "" {

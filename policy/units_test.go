@@ -34,7 +34,7 @@ func TestDuration(t *testing.T) {
 		}
 	}
 	rapid.Check(t, func(t *rapid.T) {
-		d := time.Duration(rapid.Int64Range(0, int64(longest)).Draw(t, "ns"))
+		d := time.Duration(rapid.Int64Range(0, int64(Longest)).Draw(t, "ns"))
 		if got, err := ParseDuration(FormatDuration(d)); err != nil || got != d {
 			t.Fatalf("%s: %v, %v", FormatDuration(d), got, err)
 		}

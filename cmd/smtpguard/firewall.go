@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -83,6 +82,9 @@ func (e *env) firewallStatus(c *cli.Context) error {
 		if r.NotApplied > 0 {
 			fmt.Fprintf(e.stdout, ", %d NOT", r.NotApplied)
 		}
+		if r.Blocks > 0 && !r.Real {
+			fmt.Fprint(e.stdout, ", and it drops no packet of anybody")
+		}
 		if len(r.Lingering) > 0 {
 			fmt.Fprint(e.stdout, ", and others are STILL dropped whose block has ended")
 		}
@@ -149,15 +151,18 @@ func (e *env) firewallFlush(c *cli.Context) error {
 	by := control.Operator(os.Getuid())
 	cl, p, err := e.daemon(c)
 	if err == nil {
-		lifted, err := cl.Unblock(c.Context, netip.Prefix{}, by)
-		if err := errors.Join(e.lifted(c, lifted), err); err != nil {
-			return err
-		}
-		if !c.Bool("json") {
+		var lifted []store.Block
+		lifted, err = cl.Unblock(c.Context, netip.Prefix{}, by)
+		done := errors.Join(e.lifted(c, lifted), err)
+		if done == nil && !c.Bool("json") {
 			fmt.Fprintf(e.stdout, "%s lifted; the daemon runs, and its table stays for the next\n", count(len(lifted), "block is", "blocks are"))
 		}
-		return nil
+		if silent := (*control.SilentError)(nil); !errors.As(err, &silent) {
+			return done
+		}
 	}
+	var silent *control.SilentError
+	errors.As(err, &silent)
 	if p == nil { // the emergency exit does not stay shut for a typing error
 		fmt.Fprintf(e.stderr, "smtpguard: %v\n", err)
 		fmt.Fprintln(e.stderr, "the policy cannot be used, and the shipped one stands in for it: blocks in a store elsewhere than "+policy.Default().Store.Path+" would come back with the next start")
@@ -165,32 +170,46 @@ func (e *env) firewallFlush(c *cli.Context) error {
 		p.Store.Path = cmp.Or(c.String("store"), p.Store.Path)
 	}
 	// Without a daemon: first the store, as far as it can be, then the filter.
-	stErr := e.liftAll(c, p, by)
-	name := string(p.Firewall.Backend)
-	if name == firewall.Memory {
-		return stErr
+	var stErr error
+	if silent == nil { // it holds the store
+		stErr = e.liftAll(c, p, by)
 	}
-	// Also what an earlier backend left and what CSF was told: nobody looks
-	// after it any more.
-	var flushed []string
-	var errs []error
-	for _, other := range []string{name, firewall.NFTables, firewall.IPTables, firewall.CSF} {
-		fw, err := removeFrom(c.Context, p, other, e.slowly())
-		switch {
-		case err == nil && !slices.Contains(flushed, fw):
-			flushed = append(flushed, fw)
-		case err != nil && (other == name || !errors.Is(err, firewall.ErrUnavailable)):
-			errs = append(errs, err) // of one; the others are emptied all the same
-		}
-	}
-	if err := errors.Join(errs...); err != nil {
+	flushed, err := e.emptyAll(c.Context, string(p.Firewall.Backend), p)
+	if err != nil {
 		return withHint(errors.Join(stErr, err), "the same command once more goes on with what is left")
 	}
 	if c.Bool("json") {
-		return errors.Join(stErr, e.json(map[string]any{"flushed": flushed}))
+		stErr = errors.Join(stErr, e.json(map[string]any{"flushed": flushed}))
+	} else {
+		fmt.Fprintln(e.stdout, "nothing of ours is in the packet filter any more")
 	}
-	fmt.Fprintln(e.stdout, "nothing of ours is in the packet filter any more")
+	if silent != nil {
+		return withHint(errors.Join(stErr, fmt.Errorf("%w: it still has every block, and puts them back when it goes on", silent)),
+			endSilent(silent)+" ends it; then `smtpguard firewall flush` once more lifts the blocks for good")
+	}
 	return stErr
+}
+
+// emptyAll takes everything of ours out of every packet filter that there is:
+// also what an earlier backend left and what CSF was told, as nobody looks
+// after it any more. It returns their names.
+func (e *env) emptyAll(ctx context.Context, backend string, p *policy.Policy) (flushed []string, err error) {
+	var errs, without []error
+	for _, name := range []string{firewall.NFTables, firewall.IPTables, firewall.CSF} {
+		fw, err := removeFrom(ctx, p, name, e.slowly())
+		switch {
+		case err == nil:
+			flushed = append(flushed, fw)
+		case name == backend || !errors.Is(err, firewall.ErrUnavailable):
+			errs = append(errs, err) // of one; the others are emptied all the same
+		default:
+			without = append(without, err)
+		}
+	}
+	if len(flushed) == 0 && len(errs) == 0 {
+		errs = without
+	}
+	return flushed, errors.Join(errs...)
 }
 
 // removeFrom takes everything of ours out of the packet filter of that name.

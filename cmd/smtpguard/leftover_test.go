@@ -56,6 +56,46 @@ wait $p || :
 		"alone": {begin + lifted + `smtpguard firewall sync
 left synced
 `, "blocked: 1 in the kernel\nlifted: 1 in the kernel\nthe packet filter holds 0 blocks\nsynced: 0 in the kernel\n"},
+		// The emergency exit looks into the kernel, whatever the policy names.
+		"flush with backend memory": {begin + `kill -KILL $p
+{ wait $p || :; } 2>/dev/null
+sed -i 's/enforce/observe/; s/nftables/memory/' "$dir/policy.yaml"
+smtpguard firewall status
+smtpguard firewall flush | sed 's/ (made.*//'
+left flushed
+`, `blocked: 1 in the kernel
+memory: 1 block in force, and it drops no packet of anybody
+the block of 198.51.100.7/32 is lifted
+nothing of ours is in the packet filter any more
+flushed: 0 in the kernel
+`},
+		// It does not wait for a daemon that hangs, and says what that one will
+		// do. No command waits half a minute.
+		"flush beside a daemon that hangs": {begin + `kill -STOP $p
+smtpguard unblock 198.51.100.7 2>&1 | sed "s/$p/PID/" || :
+smtpguard reports list 2>&1 | grep -c 'has not answered for 5s'
+smtpguard firewall flush 2>&1 | sed "s/$p/PID/"
+left flushed
+kill -CONT $p
+for i in $(seq 500); do nft list ruleset | grep -q 198.51.100.7 && break; sleep 0.02; done
+left woken
+kill -KILL $p
+{ wait $p || :; } 2>/dev/null
+smtpguard firewall flush | sed 's/ (made.*//'
+left 'flushed again'
+`, `blocked: 1 in the kernel
+smtpguard: the daemon (process PID) runs, and has not answered for 5s
+hint: ` + "`kill -KILL PID` ends it, and `systemctl start smtpguard` starts it again; blocks stay in force meanwhile, and `smtpguard firewall flush` takes them out without it" + `
+1
+nothing of ours is in the packet filter any more
+smtpguard: the daemon (process PID) runs, and has not answered for 5s: it still has every block, and puts them back when it goes on
+hint: ` + "`kill -KILL PID` ends it; then `smtpguard firewall flush` once more lifts the blocks for good" + `
+flushed: 0 in the kernel
+woken: 1 in the kernel
+the block of 198.51.100.7/32 is lifted
+nothing of ours is in the packet filter any more
+flushed again: 0 in the kernel
+`},
 		// Where enforcing began with a reload, what observed before must not have
 		// been taken for all there ever was.
 		"after a reload": {`set -eu

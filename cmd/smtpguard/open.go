@@ -81,6 +81,9 @@ func (e *env) daemon(c *cli.Context) (*control.Client, *policy.Policy, error) {
 		e.atEnd = append(e.atEnd, func() error { cl.Close(); return nil })
 		return cl, p, nil
 	case policyErr != nil:
+		if silent := (*control.SilentError)(nil); errors.As(err, &silent) {
+			policyErr = errors.Join(policyErr, silent)
+		}
 		return nil, nil, policyErr
 	}
 	return nil, p, err
@@ -196,6 +199,7 @@ func hint(err error) string {
 	var cov *guard.CoveredError
 	var still *guard.StillDroppedError
 	var owed *guard.OwedError
+	var silent *control.SilentError
 	switch {
 	case errors.As(err, &still) && still.Alone:
 		return "`smtpguard firewall sync` goes on, and so does the next start of the daemon"
@@ -207,6 +211,8 @@ func hint(err error) string {
 		return r.Hint
 	case errors.As(err, &cov):
 		return fmt.Sprintf("`smtpguard unblock %s` lifts that block; `smtpguard allow add %s` frees that source alone, for good", cov.By, cov.Asked)
+	case errors.As(err, &silent):
+		return endSilent(silent) + " ends it, and `systemctl start smtpguard` starts it again; blocks stay in force meanwhile, and `smtpguard firewall flush` takes them out without it"
 	case errors.Is(err, store.ErrLocked):
 		return "a command that needs the daemon finds it by --socket; stop the other one before you start a second"
 	case errors.Is(err, store.ErrDamaged):
@@ -223,6 +229,14 @@ func hint(err error) string {
 		return "run as root, or as a user who may open that file"
 	}
 	return ""
+}
+
+// endSilent is the command that ends a daemon that does not answer.
+func endSilent(e *control.SilentError) string {
+	if e.PID == 0 {
+		return "`systemctl kill -s KILL smtpguard`"
+	}
+	return fmt.Sprintf("`kill -KILL %d`", e.PID)
 }
 
 // source reads an address or a prefix as people write it.
