@@ -183,7 +183,7 @@ func (c *csf) Probe(ctx context.Context) (Capabilities, error) {
 	c.command, c.conf, c.lfd = command, conf, lfdRuns(c.paths.pid)
 	return Capabilities{
 		IPv6: conf.ipv6, Prefixes: true, Timeouts: c.lfd, Readback: true, Expiry: true, Real: true,
-		MaxEntries: conf.tempLimit,
+		MaxEntries: conf.tempLimit, MaxTimeout: longestEntry,
 	}, nil
 }
 
@@ -410,6 +410,9 @@ func (c *csf) fit(bans []csfBan, p plan, now time.Time) (plan, Result, error) {
 // removed first, which opens a gap of half a second.
 func (c *csf) set(ctx context.Context, e Entry) error {
 	doing := fmt.Sprintf("having CSF block %v", e.Prefix)
+	if end := time.Now().Add(longestEntry); e.Until.After(end) {
+		e.Until = end
+	}
 	if e.Prefix.Addr().Is6() && !c.conf.ipv6 {
 		return fmt.Errorf("%s: IPV6 is off in csf.conf", doing)
 	}

@@ -56,6 +56,28 @@ func CSFAllowFiles(root string) []string {
 	return slices.DeleteFunc([]string{p.file("csf.allow"), p.file("csf.ignore")}, func(f string) bool { return !fileExists(f) })
 }
 
+// CSFTempAllowed gives whom the CSF that is installed below root lets in for a
+// time (csf -ta), as far as that is not over at now; none where there is no CSF.
+// csf.tempallow has lines like those of csf.tempban.
+func CSFTempAllowed(root string, now time.Time) ([]netip.Prefix, error) {
+	p := csfAt(root)
+	if !fileExists(p.file("csf.conf")) {
+		return nil, nil
+	}
+	path := p.lib + "/csf.tempallow"
+	lines, err := readCSFBans(context.Background(), path, 100*time.Millisecond)
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", path, err)
+	}
+	var allowed []netip.Prefix
+	for _, a := range lines {
+		if a.dir != "out" && a.until().After(now) && a.prefix.IsValid() {
+			allowed = append(allowed, a.prefix)
+		}
+	}
+	return allowed, nil
+}
+
 func fileExists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
@@ -134,10 +156,11 @@ func parseCSFBan(line string) (csfBan, bool) {
 		return csfBan{}, false
 	}
 	since, err1 := strconv.ParseInt(f[0], 10, 48)
-	ttl, err2 := strconv.ParseInt(f[4], 10, 32)
-	if err1 != nil || err2 != nil || since < 0 || ttl < 0 {
+	ttl, err2 := strconv.ParseInt(f[4], 10, 64) // CSF takes any number; too large is for ever
+	if err1 != nil || err2 != nil && !errors.Is(err2, strconv.ErrRange) || since < 0 || ttl < 0 {
 		return csfBan{}, false
 	}
+	ttl = min(ttl, int64(longestEntry/time.Second))
 	b := csfBan{ports: f[2], dir: f[3], since: time.Unix(since, 0), ttl: time.Duration(ttl) * time.Second, comment: f[5]}
 	if b.ports == "*" {
 		b.ports = ""

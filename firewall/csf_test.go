@@ -588,7 +588,7 @@ func TestCSFCapabilities(t *testing.T) {
 		}
 		fw := r.open(t, Options{})
 		got, err := fw.Probe(t.Context())
-		tc.want.Prefixes, tc.want.Readback, tc.want.Expiry, tc.want.Real = true, true, true, true
+		tc.want.Prefixes, tc.want.Readback, tc.want.Expiry, tc.want.Real, tc.want.MaxTimeout = true, true, true, true, longestEntry
 		if err != nil || got != tc.want {
 			t.Errorf("%q: %+v, %v", tc.conf, got, err)
 		}
@@ -600,6 +600,26 @@ func TestCSFCapabilities(t *testing.T) {
 		if r.read(t, "calls") != "" {
 			t.Error("Probe called csf")
 		}
+	}
+}
+
+func TestCSFTempAllowed(t *testing.T) {
+	r := newFakeCSF(t, "")
+	now := time.Unix(1795377700, 0)
+	r.write(t, "var/lib/csf/csf.tempallow", `1795377600|192.0.2.7|*|inout|600|Manually added
+1795377600|192.0.2.8|25|in|600|for a test | with a bar
+1795377600|192.0.2.9|25|out|600|out only
+1795377600|192.0.2.10|*|inout|60|over
+1795377600|2001:db8::/64|*|in|600|
+nonsense
+1795377600|example.org|*|in|600|a name
+`)
+	got, err := CSFTempAllowed(string(r), now)
+	if want := "[192.0.2.7/32 192.0.2.8/32 2001:db8::/64]"; err != nil || fmt.Sprint(got) != want {
+		t.Errorf("%v, %v; want %s", got, err, want)
+	}
+	if got, err := CSFTempAllowed(t.TempDir(), now); err != nil || got != nil {
+		t.Errorf("without CSF: %v, %v", got, err)
 	}
 }
 
@@ -635,7 +655,9 @@ func TestParseCSFBan(t *testing.T) {
 		{"x|192.0.2.7|25|in|600|x", ""},
 		{"1795377600|192.0.2.7|25|in|-1|x", ""},
 		{"99999999999999999999|192.0.2.7|25|in|600|x", ""},
-		{"1795377600|192.0.2.7|25|in|99999999999|x", ""},
+		{"1795377600|192.0.2.7|25|in|3153600000|x", "192.0.2.7/32 25 in 4948977600 x"},
+		{"1795377600|192.0.2.7|25|in|99999999999|x", "192.0.2.7/32 25 in 8102577600 x"},
+		{"1795377600|192.0.2.7|25|in|99999999999999999999|x", "192.0.2.7/32 25 in 8102577600 x"},
 		{"", ""},
 	} {
 		got := ""
@@ -645,6 +667,36 @@ func TestParseCSFBan(t *testing.T) {
 		if got != tc.want {
 			t.Errorf("%q: %q, want %q", tc.line, got, tc.want)
 		}
+	}
+}
+
+// A block of a hundred years, which is the longest, is read back, and lifted; one
+// of for ever, as an old store may have it, is not made anew at each look.
+func TestCSFLong(t *testing.T) {
+	r := newFakeCSF(t, "")
+	fw := r.open(t, Options{Ports: []uint16{25, 465, 587}})
+	p, q := netip.MustParsePrefix("203.0.113.7/32"), netip.MustParsePrefix("203.0.113.8/32")
+	century := time.Now().Add(36500 * 24 * time.Hour)
+	if res, err := fw.Apply(t.Context(), Batch{Set: []Entry{{p, century}, {q, time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC)}}}); err != nil {
+		t.Fatal(res, err)
+	}
+	n := 0
+	for in, err := range fw.List(t.Context()) {
+		if n++; err != nil || in.Prefix == p && in.Until.Sub(century).Abs() > csfSlack {
+			t.Error(in, err)
+		}
+	}
+	if n != 2 {
+		t.Errorf("%d of 2 are read back", n)
+	}
+	if changed, err := fw.Ensure(t.Context()); changed || err != nil {
+		t.Error(changed, err)
+	}
+	if res, err := fw.Apply(t.Context(), Batch{Unset: []netip.Prefix{p, q}}); err != nil {
+		t.Error(res, err)
+	}
+	if left, err := os.ReadFile(r.path("var/lib/csf/csf.tempban")); err != nil || len(left) > 0 {
+		t.Errorf("left: %s, %v", left, err)
 	}
 }
 

@@ -90,6 +90,10 @@ type Warner interface {
 	Warnings() []string
 }
 
+// longestEntry is longer than any block; what fits into a time.Duration does
+// not take the year 9999, and what a filter does with more is not known.
+const longestEntry = 200 * 365 * 24 * time.Hour
+
 // Batch is a set of changes. A prefix is in Set or in Unset, never in both.
 type Batch struct {
 	Set   []Entry
@@ -187,8 +191,9 @@ type Firewall interface {
 	// entries that are already there; where our layout had to be made anew
 	// changed is true and entries may be missing: Replace must follow.
 	Ensure(ctx context.Context) (changed bool, err error)
-	// Intact reports whether what Ensure puts in place is there, and changes
-	// nothing. Where there is nothing to put in place, it always is.
+	// Intact reports whether the filter drops what it holds, and changes
+	// nothing. It is less strict than Ensure: rules of ours that were made for
+	// other Options are good enough.
 	Intact(ctx context.Context) (bool, error)
 	// Apply makes the changes. Set of a prefix that is present gives it the
 	// new Until, shorter or longer; Unset of a missing one is no error; an

@@ -24,8 +24,9 @@ type xt struct {
 	commands [2]string
 	noSets   bool // do without ip_set even where the kernel has it
 
-	families []*xtFamily // nil: not probed
-	layout   *xtLayout   // nil: not probed
+	families []*xtFamily        // nil: not probed
+	layout   *xtLayout          // nil: not probed
+	no6      *notInstalledError // why IPv6 cannot be blocked, though the kernel has it; nil: it can
 	set      ipset
 	revision byte
 	why      string // how it works, for people
@@ -110,11 +111,15 @@ func (x *xt) Probe(ctx context.Context) (Capabilities, error) {
 		return fail("looking for iptables", unix.EPERM)
 	}
 	var families []*xtFamily
+	x.no6 = nil
 	for _, v6 := range []bool{false, true} {
 		if v6 && !kernelHasIPv6() {
 			continue
 		}
 		t, err := findXtables(ctx, x.commands[familyIndex(v6)], v6, x.o.NetNS, x.o.Timeout)
+		if v6 && errors.As(err, &x.no6) {
+			continue // IPv4 is blocked all the same
+		}
 		if err != nil {
 			return fail("looking for iptables", err)
 		}
@@ -135,7 +140,7 @@ func (x *xt) Probe(ctx context.Context) (Capabilities, error) {
 		return Capabilities{}, err
 	}
 	caps := Capabilities{
-		IPv6: sets || len(families) == 2, Prefixes: true, Timeouts: sets, Readback: true, Expiry: true, Counters: true, Real: true,
+		IPv6: x.no6 == nil && (sets || len(families) == 2), Prefixes: true, Timeouts: sets, Readback: true, Expiry: true, Counters: true, Real: true,
 		MaxTimeout: ipsetMaxTimeout * time.Second,
 	}
 	x.why, x.few = families[0].String()+" with ipset", ""
@@ -159,6 +164,9 @@ func (x *xt) Probe(ctx context.Context) (Capabilities, error) {
 		}
 	}
 	x.warnings = nil
+	if x.no6 != nil {
+		x.warnings = append(x.warnings, fmt.Sprintf("%v: sources of IPv6 are not blocked; install it (on Debian and Red Hat it comes with iptables), then restart smtpguard", x.no6))
+	}
 	for _, f := range families {
 		if o := f.other(ctx); o != nil {
 			if n := o.rules(ctx); n != 0 {
@@ -245,12 +253,31 @@ func (x *xt) Ensure(ctx context.Context) (bool, error) {
 	return true, x.rebuild(ctx, entries)
 }
 
-// Intact reads what Ensure reads.
+// Intact reads what Ensure reads, but for how many entries the sets hold.
 func (x *xt) Intact(ctx context.Context) (bool, error) {
 	if err := x.probed(ctx); err != nil {
 		return false, err
 	}
-	return x.intact(ctx)
+	for _, f := range x.families {
+		parent, chain, err := x.chains(ctx, f)
+		if err != nil {
+			return false, xtError("reading the rules of "+f.String(), err)
+		}
+		if !x.layout.made(parent, chain) {
+			return false, nil
+		}
+		if !x.layout.sets {
+			continue
+		}
+		h, err := x.set.header(ctx, setName(f.v6))
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return false, ipsetError("asking for set "+setName(f.v6), err)
+		}
+		if err != nil || !h.sameKind(f.v6) || !h.timeouts {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 // intact tells whether rules and sets are ours and untouched.
@@ -339,6 +366,12 @@ func (x *xt) Apply(ctx context.Context, b Batch) (Result, error) {
 	if err := x.probed(ctx); err != nil {
 		return failAll(p.prefixes(), err), err
 	}
+	p, failed := x.without6(p)
+	res, err = x.apply(ctx, p, now)
+	return also(res, err, failed)
+}
+
+func (x *xt) apply(ctx context.Context, p plan, now time.Time) (Result, error) {
 	if !x.layout.sets {
 		return x.applyRules(ctx, p, now)
 	}
@@ -385,6 +418,31 @@ func (x *xt) Apply(ctx context.Context, b Batch) (Result, error) {
 	return res, full
 }
 
+// without6 leaves out what only ip6tables could block, where it is missing.
+func (x *xt) without6(p plan) (plan, []Failure) {
+	if x.no6 == nil {
+		return p, nil
+	}
+	var failed []Failure
+	p.set = slices.DeleteFunc(p.set, func(e Entry) bool {
+		if e.Prefix.Addr().Is4() {
+			return false
+		}
+		failed = append(failed, Failure{e.Prefix, x.no6})
+		return true
+	})
+	return p, failed
+}
+
+// also adds what failed before to the outcome of the rest.
+func also(res Result, err error, failed []Failure) (Result, error) {
+	if len(failed) > 0 {
+		res.Failed = append(res.Failed, failed...)
+		err = cmpErr(err, failed[0].Err)
+	}
+	return res, err
+}
+
 // clamp shortens what is longer than the kernel takes.
 func (x *xt) clamp(entries []Entry, now time.Time) {
 	end := now.Add(ipsetMaxTimeout * time.Second)
@@ -404,8 +462,10 @@ func (x *xt) Replace(ctx context.Context, entries []Entry) error {
 	if err := x.probed(ctx); err != nil {
 		return err
 	}
+	p, failed := x.without6(p)
 	p, res, full := x.book.fitAll(p, now)
-	return cmpErr(x.rebuild(ctx, p.set), partial(res, full))
+	err = x.rebuild(ctx, p.set)
+	return cmpErr(err, partial(also(res, full, failed)))
 }
 
 // rebuild makes the filter hold exactly these entries, in rules of our layout.

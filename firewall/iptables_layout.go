@@ -314,6 +314,31 @@ func (l *xtLayout) intact(v6 bool, parent, chain []string) bool {
 	return true
 }
 
+// made is intact for the layout that the jump says it is: ours, of whatever
+// policy.
+func (l *xtLayout) made(parent, chain []string) bool {
+	first := slices.IndexFunc(parent, func(line string) bool { return strings.HasPrefix(line, "-A ") })
+	if first < 0 || len(chain) == 0 {
+		return false
+	}
+	as := &xtLayout{digest: digestIn(parent[first], xtLayoutVersion)}
+	if !as.tagged(parent[first], "jump", xtChain) {
+		return false
+	}
+	drops := !l.sets // there, each entry is one
+	for _, line := range chain[1:] {
+		switch {
+		case as.tagged(line, "allow", "RETURN"):
+		case as.tagged(line, "drop", "DROP"):
+			drops = true
+		case !l.sets && strings.Contains(line, as.tag("until ")) && strings.HasSuffix(line, "-j DROP"):
+		default:
+			return false
+		}
+	}
+	return drops
+}
+
 func (l *xtLayout) tagged(line, name, target string) bool {
 	return strings.Contains(line, `"`+l.tag(name)+`"`) && strings.HasSuffix(line, " -j "+target)
 }

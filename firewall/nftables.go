@@ -123,7 +123,7 @@ func (n *nft) Probe(ctx context.Context) (Capabilities, error) {
 		IPv6: true, Prefixes: true, Timeouts: true,
 		Atomic:   n.budget >= n.layoutBytes()+n.book.max*nftUpsertBytes,
 		Readback: true, Expiry: true, Counters: true, Real: true,
-		MaxTimeout: nftMaxTimeout,
+		MaxTimeout: longestEntry,
 	}, nil
 }
 
@@ -335,10 +335,11 @@ func (n *nft) rebuild(ctx context.Context, entries []Entry) error {
 
 // Intact reads our table's chains, rules and sets.
 func (n *nft) Intact(ctx context.Context) (bool, error) {
-	intact, err := n.inspect(ctx)
+	seen, err := n.readTable(ctx)
 	if err != nil {
 		return false, nftError("reading our nftables table", err)
 	}
+	_, intact := madeAs(seen).recognise(seen)
 	return intact, nil
 }
 

@@ -301,15 +301,11 @@ func sourceAddr(n length) []expr.Any {
 	return exprs
 }
 
-// nftMaxTimeout is longer than any block; what fits into a time.Duration does
-// not take the year 9999.
-const nftMaxTimeout = 200 * 365 * 24 * time.Hour
-
 // element is an entry as an element of its set. The kernel takes a timeout of
 // less than a millisecond for none at all, so the least is a second.
 func element(e Entry, now time.Time) nftables.SetElement {
 	return nftables.SetElement{
 		Key:     e.Prefix.Addr().AsSlice(),
-		Timeout: min(max(e.Until.Sub(now), time.Second), nftMaxTimeout),
+		Timeout: min(max(e.Until.Sub(now), time.Second), longestEntry),
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/nftables"
@@ -272,6 +273,42 @@ func (n *nft) sets(ctx context.Context) ([]nftSet, error) {
 		return nil, nil
 	}
 	return sets, err
+}
+
+// madeAs is the layout that s says it is: ours, of whatever policy.
+func madeAs(s nftTableState) *layout {
+	l := &layout{chain: "?"} // no chain has that name
+	for _, c := range s.chains {
+		for _, o := range []string{"prerouting", "input"} {
+			if usual, err := newLayout(Options{Hook: o}, 0); err == nil && c.base && c.name == usual.chain {
+				l.chain, l.hook, l.prio = usual.chain, usual.hook, usual.prio
+			}
+		}
+	}
+	for _, set := range s.sets {
+		switch set.name {
+		case "ports":
+			l.ports = []uint16{0}
+		case allowSet(0):
+			l.allow[0] = []addrRange{{}}
+		case allowSet(1):
+			l.allow[1] = []addrRange{{}}
+		}
+	}
+	for _, r := range s.rules {
+		if r.chain == l.chain {
+			l.digest = digestIn(r.tag, nftVersion)
+			break
+		}
+	}
+	return l
+}
+
+// digestIn reads the digest of a layout out of a rule's tag.
+func digestIn(tag string, version int) string {
+	_, rest, _ := strings.Cut(tag, fmt.Sprintf("smtpguard/%d ", version))
+	digest, _, _ := strings.Cut(rest, " ")
+	return digest
 }
 
 // recognise says whether s is our layout, and which prefix lengths it has.

@@ -43,11 +43,18 @@ type xtables struct {
 
 var xtVersion = regexp.MustCompile(`v(\d+\.\d+\.\d+)(?: \((\w+)\))?`)
 
+// notInstalledError says that there is no such command.
+type notInstalledError struct{ command string }
+
+func (e *notInstalledError) Error() string {
+	return fmt.Sprintf("the command %s is not installed", e.command)
+}
+
 // findXtables finds a command, by its name or path, and asks what it is.
 func findXtables(ctx context.Context, command string, v6 bool, netNS int, timeout time.Duration) (*xtables, error) {
 	path, err := lookSbin(command)
 	if err != nil {
-		return nil, fmt.Errorf("%w: the command %s is not installed", ErrUnavailable, command)
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, &notInstalledError{command})
 	}
 	x := &xtables{v6: v6, path: path, netNS: netNS, timeout: timeout}
 	out, err := x.run(ctx, "", path, "--version")
