@@ -77,7 +77,7 @@ func (g *Guard) standsAlone(ctx context.Context) bool {
 	case intact:
 		return true
 	case len(g.wanted(time.Now())) > 0:
-		g.drift.broken = errors.New("no daemon runs, and our rules in the packet filter are gone, or are not those that this policy makes; `smtpguard firewall sync` puts them in place, and so does the daemon's start")
+		g.drift.broken = errors.New("no daemon runs, and our rules are gone from the packet filter, or were changed by somebody; `smtpguard firewall sync` puts them in place, and so does the daemon's start")
 	}
 	return false
 }

@@ -81,6 +81,10 @@ type Options struct {
 	// WatchSelf calls changed whenever Self may give another answer, until ctx
 	// ends; nil means the function WatchSelf, or nothing where Self is given.
 	WatchSelf func(ctx context.Context, changed func()) error
+	// Listed returns whom other programs' lists allow now; nil: there are none.
+	// It is asked every few seconds, on the goroutine that decides, and what
+	// comes with an error may be a part.
+	Listed func(now time.Time) ([]policy.AllowEntry, error)
 	// DNS is asked for the names of the allowlist; nil means the machine's
 	// resolver.
 	DNS allow.Resolver
@@ -106,6 +110,7 @@ type Guard struct {
 	fwMu      sync.Mutex
 	fwAllow   []netip.Prefix // what fw lets pass
 	fwEntries int            // how many fw takes
+	listed    listed
 	unwatch   context.CancelFunc
 	caps      firewall.Capabilities
 	log       *slog.Logger
@@ -208,6 +213,7 @@ func New(ctx context.Context, o Options) (*Guard, error) {
 	}
 	g.copyAllow()
 	g.syncNames(time.Now())
+	g.refreshListed(time.Now())
 	if err := g.refreshSelf(ctx); err != nil {
 		return nil, err
 	}
@@ -387,7 +393,7 @@ func (g *Guard) Run(ctx context.Context) error {
 
 	tick := time.NewTicker(tickEvery)
 	defer tick.Stop()
-	var due struct{ sample, structure, content, self, good, sweep, prune, trend time.Time }
+	var due struct{ sample, structure, content, self, listed, good, sweep, prune, trend time.Time }
 	start := time.Now()
 	lastSelf := start
 	due.structure, due.content, due.self = start.Add(structureEvery), start.Add(contentEvery), start.Add(selfEvery)
@@ -461,6 +467,11 @@ func (g *Guard) Run(ctx context.Context) error {
 				// Of 100,000 the reading takes most of a second: no more than a
 				// hundredth of the time.
 				due.content = now.Add(max(contentEvery, 100*time.Since(now)))
+			})
+			every(now, &due.listed, listedEvery, func() {
+				if g.refreshListed(now) {
+					due.self = now
+				}
 			})
 			every(now, &due.self, selfEvery, func() {
 				lastSelf = now
@@ -663,6 +674,9 @@ func (g *Guard) plainEntries(now time.Time) []policy.AllowEntry {
 	for _, s := range g.self {
 		entries = append(entries, policy.AllowEntry{Prefix: s.Prefix, Why: s.Why})
 	}
+	for _, l := range g.listed.entries {
+		entries = append(entries, l.AllowEntry)
+	}
 	for _, a := range g.allowed {
 		if a.In(now) && a.Name == "" {
 			entries = append(entries, policy.AllowEntry{Prefix: a.Prefix, Why: operatorsWhy(a)})
@@ -678,6 +692,9 @@ func (g *Guard) filterAllow() []netip.Prefix {
 	var allow []netip.Prefix
 	for _, e := range g.policy.Allow {
 		allow = append(allow, e.Prefix)
+	}
+	for _, l := range g.listed.entries {
+		allow = append(allow, l.Prefix)
 	}
 	now := time.Now()
 	for _, a := range g.allowed {

@@ -224,7 +224,7 @@ func (g *Guard) refilled(err error, now time.Time) error {
 			g.drift.fail(f.Prefix, !ok || !b.InForce(now), f.Err)
 		}
 		g.drift.backoff = time.Second // a slow one goes on at once
-		if errors.Is(err, firewall.ErrFull) {
+		if errors.Is(err, firewall.ErrFull) || !news {
 			g.drift.backoff = min(max(2*backoff, time.Second), 30*time.Second)
 		}
 		g.drift.retryAt = now.Add(g.drift.backoff)

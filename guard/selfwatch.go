@@ -106,6 +106,7 @@ func (g *Guard) freshSelf(ctx context.Context, age time.Duration, now time.Time)
 	if now.Sub(g.selfPast.looked).Abs() < age {
 		return
 	}
+	g.refreshListed(now)
 	if err := g.refreshSelf(ctx); err != nil {
 		g.fault("looking at this machine's own addresses", err)
 	}

@@ -4,7 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -19,16 +22,60 @@ const csfIncludes = 20
 // are left out. A file that is missing is empty; what cannot be read is told
 // in the error, beside the entries that were found.
 func CSFAllowed(paths []string) ([]AllowEntry, error) {
+	entries, _, err := csfAllowed(paths)
+	return entries, err
+}
+
+// CSFLists reads CSF's lists again when they have changed. The zero value, with
+// Paths, is ready.
+type CSFLists struct {
+	// Paths gives the files; they may come and go.
+	Paths func() []string
+
+	entries []AllowEntry
+	read    map[string]fs.FileInfo // nil where there was none
+	paths   []string
+}
+
+// Look returns what CSFAllowed would. After an error it looks anew.
+func (l *CSFLists) Look() ([]AllowEntry, error) {
+	paths := l.Paths()
+	if l.read != nil && slices.Equal(paths, l.paths) && l.same() {
+		return l.entries, nil
+	}
+	entries, files, err := csfAllowed(paths)
+	l.entries, l.paths, l.read = entries, paths, files
+	if err != nil {
+		l.read = nil
+	}
+	return entries, err
+}
+
+// same tells whether no file has changed.
+func (l *CSFLists) same() bool {
+	for path, was := range l.read {
+		is, err := os.Stat(path)
+		switch {
+		case err != nil && was == nil:
+		case err != nil, was == nil, !os.SameFile(is, was), is.Size() != was.Size(), !is.ModTime().Equal(was.ModTime()):
+			return false
+		}
+	}
+	return true
+}
+
+// csfAllowed also returns which files were read.
+func csfAllowed(paths []string) ([]AllowEntry, map[string]fs.FileInfo, error) {
 	var entries []AllowEntry
 	var errs []error
-	seen := make(map[string]bool)
+	seen := make(map[string]fs.FileInfo)
 	for len(paths) > 0 && len(seen) < csfIncludes {
 		path := paths[0]
 		paths = paths[1:]
-		if seen[path] {
+		if _, twice := seen[path]; twice {
 			continue
 		}
-		seen[path] = true
+		seen[path], _ = os.Stat(path) // before it is read: what changes meanwhile is seen the next time
 		data, err := readFile(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
@@ -44,11 +91,15 @@ func CSFAllowed(paths []string) ([]AllowEntry, error) {
 		for line := range strings.Lines(string(data)) {
 			number++
 			value, comment, _ := strings.Cut(line, "#")
-			value = strings.TrimSpace(value)
-			if more, ok := strings.CutPrefix(value, "Include "); ok {
+			if more, ok := strings.CutPrefix(strings.TrimSpace(value), "Include"); ok {
 				if more = strings.TrimSpace(more); filepath.IsAbs(more) {
 					paths = append(paths, filepath.Clean(more))
 				}
+				continue
+			}
+			if fields := strings.Fields(value); len(fields) > 0 { // what follows is a comment, # or not
+				value, comment = fields[0], strings.Join(fields[1:], " ")+comment
+			} else {
 				continue
 			}
 			if strings.Contains(value, "|") {
@@ -57,12 +108,12 @@ func CSFAllowed(paths []string) ([]AllowEntry, error) {
 			if value == "" || !utf8.ValidString(value) || len(entries) >= maxAllowed {
 				continue
 			}
-			if p, f := parseAllowed(value); f == nil {
+			if p, ok := csfSource(value); ok {
 				entries = append(entries, AllowEntry{Prefix: p, Note: noteOf(comment), Why: fmt.Sprintf("%s:%d", path, number)})
 			}
 		}
 	}
-	return entries, errors.Join(errs...)
+	return entries, seen, errors.Join(errs...)
 }
 
 // filterSource is the source address of a line such as tcp|in|d=22|s=192.0.2.7
@@ -74,10 +125,22 @@ func filterSource(line string) string {
 			return ""
 		}
 	}
+	source := ""
 	for _, f := range fields {
-		if a, ok := strings.CutPrefix(f, "s="); ok {
-			return strings.TrimSpace(a)
+		if a, ok := strings.CutPrefix(f, "s="); ok { // the first one may be a port
+			source = strings.TrimSpace(a)
 		}
 	}
-	return ""
+	return source
+}
+
+// csfSource reads an address or prefix as CSF does, which hands it to iptables:
+// bits beyond the length do not matter.
+func csfSource(s string) (netip.Prefix, bool) {
+	if p, err := netip.ParsePrefix(s); err == nil {
+		p = Canonical(p)
+		return p, p.Bits() > 0
+	}
+	p, f := parseAllowed(s)
+	return p, f == nil
 }

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -27,7 +28,11 @@ udp|in|d=53
 192.0.2.300
 example.org
 0.0.0.0/0
-Include `+more+`
+198.18.0.5/24
+tcp|in|s=25|s=203.0.113.11
+192.0.2.101 words without a sign
+ 192.0.2.102	#	a tab
+Include	`+more+`
 Include relative.allow
 `)
 	got, err := CSFAllowed([]string{allow, filepath.Join(dir, "csf.ignore")})
@@ -41,6 +46,10 @@ Include relative.allow
 	want := `192.0.2.7/32 csf.allow:2 Manually allowed - Sun Nov 22
 2001:db8::/32 csf.allow:3 
 203.0.113.9/32 csf.allow:4 
+198.18.0.0/24 csf.allow:10 
+203.0.113.11/32 csf.allow:11 
+192.0.2.101/32 csf.allow:12 words without a sign
+192.0.2.102/32 csf.allow:13 a tab
 198.51.100.0/24 more.allow:1 `
 	if text := strings.Join(lines, "\n"); text != want {
 		t.Errorf("got\n%s\nwant\n%s", text, want)
@@ -48,4 +57,44 @@ Include relative.allow
 	if _, err := CSFAllowed([]string{dir}); err == nil {
 		t.Error("a directory is read")
 	}
+}
+
+// What csf -a adds is seen at the next look, and a file that cannot be read is
+// an error at each, until it can.
+func TestCSFLists(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	allow, more := filepath.Join(dir, "csf.allow"), filepath.Join(dir, "more")
+	l := CSFLists{Paths: func() []string { return []string{allow} }}
+	look := func(want int) {
+		t.Helper()
+		for range 2 { // the second time from memory
+			if got, err := l.Look(); err != nil || len(got) != want {
+				t.Errorf("%v, %v; want %d", got, err, want)
+			}
+		}
+	}
+	look(0)
+	write("csf.allow", "192.0.2.7\nInclude\t"+more+"\n")
+	look(1)
+	write("more", "192.0.2.8\n192.0.2.9\n")
+	look(3)
+	write("more", "192.0.2.8\n")
+	look(2)
+	if err := errors.Join(os.Remove(more), os.Mkdir(more, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if got, err := l.Look(); err == nil || len(got) != 1 {
+			t.Errorf("%v, %v; a directory is read", got, err)
+		}
+	}
+	if err := os.Remove(more); err != nil {
+		t.Fatal(err)
+	}
+	look(1)
 }

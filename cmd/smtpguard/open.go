@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -66,6 +67,23 @@ func (e *env) policy(c *cli.Context) (*policy.Policy, error) {
 	return p, nil
 }
 
+// csfListed reads whom CSF allows, again and again: what csf -a and csf -ta add
+// counts without a reload.
+func csfListed() func(now time.Time) ([]policy.AllowEntry, error) {
+	lists := policy.CSFLists{Paths: func() []string { return firewall.CSFAllowFiles("/") }}
+	return func(now time.Time) ([]policy.AllowEntry, error) {
+		entries, err := lists.Look()
+		temp, tempErr := firewall.CSFTempAllowed("/", now)
+		entries = slices.Clone(entries)
+		for _, p := range temp {
+			if p.Bits() > 0 && p == policy.Canonical(p) {
+				entries = append(entries, policy.AllowEntry{Prefix: p, Why: "csf -ta"})
+			}
+		}
+		return entries, errors.Join(err, tempErr)
+	}
+}
+
 // daemon is the daemon that runs, and the policy. The connection is closed when
 // the command has ended. A daemon is reached though the policy has a fault by
 // now: it goes by the one that it was started with.
@@ -113,7 +131,7 @@ func (e *env) guard(c *cli.Context) (control.Guard, error) {
 	tellRestored(st, slog.New(slog.NewTextHandler(e.stderr, nil)))
 	var enforce atomic.Bool
 	enforce.Store(p.Mode == policy.Enforce)
-	o := guard.Options{Policy: p, Store: st, OpenFirewall: openFirewall(p, &enforce, st, nil, e.slowly()), Version: programVersion()}
+	o := guard.Options{Policy: p, Store: st, OpenFirewall: openFirewall(p, &enforce, st, nil, e.slowly()), Version: programVersion(), Listed: csfListed()}
 	if o.Teller, err = csfTeller(p, e.slowly()); err != nil {
 		return nil, errors.Join(err, st.Close())
 	}

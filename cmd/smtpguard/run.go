@@ -136,7 +136,7 @@ func (e *env) run(c *cli.Context) (err error) {
 	enforce.Store(p.Mode == policy.Enforce)
 	ready := make(chan struct{})
 	o := guard.Options{
-		Policy: p, Store: st, Log: log, Version: programVersion(),
+		Policy: p, Store: st, Log: log, Version: programVersion(), Listed: csfListed(),
 		OpenFirewall: openFirewall(p, &enforce, st, func(w string) { why = w }, nil),
 		Notify: func(state string) {
 			_, _ = daemon.SdNotify(false, state)
