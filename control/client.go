@@ -46,8 +46,8 @@ func (e *SilentError) Daemon() string {
 	return fmt.Sprintf("the daemon (process %d)", e.PID)
 }
 
-// aliveWithin is how long the daemon may take to say anything at all.
-const aliveWithin = 5 * time.Second
+// AliveWithin is how long the daemon may take to say anything at all.
+const AliveWithin = 5 * time.Second
 
 // Client speaks to the daemon. It is a Guard; the names of operators that are
 // passed to it are not sent, since the daemon asks the kernel.
@@ -81,7 +81,7 @@ func Dial(ctx context.Context, path string) (*Client, error) {
 		c.pid = int(cred.Pid)
 	}
 	conn.Close()
-	alive, cancel := context.WithTimeout(ctx, aliveWithin)
+	alive, cancel := context.WithTimeout(ctx, AliveWithin)
 	defer cancel()
 	req, err := http.NewRequestWithContext(alive, http.MethodHead, "http://smtpguard/", nil)
 	if err != nil {
@@ -89,7 +89,7 @@ func Dial(ctx context.Context, path string) (*Client, error) {
 	}
 	resp, err := c.http.Do(req) // whatever it answers
 	if err != nil {
-		return nil, c.failed(ctx, err, aliveWithin)
+		return nil, c.failed(ctx, err, AliveWithin)
 	}
 	resp.Body.Close()
 	return c, nil

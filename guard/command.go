@@ -71,7 +71,7 @@ func (g *Guard) Block(ctx context.Context, reqs []BlockRequest, dry bool) (out [
 
 func (g *Guard) blockByHand(ctx context.Context, reqs []BlockRequest, dry bool) ([]BlockOutcome, error) {
 	now := time.Now()
-	g.freshSelf(ctx, 0, now)
+	g.freshSelf(ctx, selfLeast, now) // a file of many is many requests
 	out := make([]BlockOutcome, 0, len(reqs))
 	var made []*store.Block
 	var replaced []store.Block

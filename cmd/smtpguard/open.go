@@ -230,6 +230,9 @@ func hint(err error) string {
 	case errors.As(err, &cov):
 		return fmt.Sprintf("`smtpguard unblock %s` lifts that block; `smtpguard allow add %s` frees that source alone, for good", cov.By, cov.Asked)
 	case errors.As(err, &silent):
+		if silent.Waited > control.AliveWithin {
+			return "it lives, and may be at it still: `smtpguard status` says what it waits for (a disk?). " + endSilent(silent) + " ends it; blocks stay in force"
+		}
 		return endSilent(silent) + " ends it, and `systemctl start smtpguard` starts it again; blocks stay in force meanwhile, and `smtpguard firewall flush` takes them out without it"
 	case errors.Is(err, store.ErrLocked):
 		return "a command that needs the daemon finds it by --socket; stop the other one before you start a second"
