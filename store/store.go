@@ -100,6 +100,11 @@ func Open(path string, o Options) (*Store, error) {
 		}
 	}
 	s := &Store{path: path}
+	if !o.ReadOnly {
+		if err := removeEmpty(path); err != nil {
+			return nil, fmt.Errorf("opening the store %s: %w", path, err)
+		}
+	}
 	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) && !o.ReadOnly {
 		if s.restored, err = create(path); err != nil {
 			return nil, fmt.Errorf("creating the store %s: %w", path, err)
@@ -113,6 +118,27 @@ func Open(path string, o Options) (*Store, error) {
 		return nil, fmt.Errorf("opening the store %s: %w", path, err)
 	}
 	return s, nil
+}
+
+// removeEmpty takes a file without a byte away, as a lost disk or a full one
+// leaves it: it is no store, and the copy of the allowlist beside it counts.
+func removeEmpty(path string) error {
+	if fi, err := os.Lstat(path); err != nil || !fi.Mode().IsRegular() || fi.Size() > 0 {
+		return nil
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil // somebody is at work on it
+	}
+	mine, err := f.Stat()
+	if now, nowErr := os.Lstat(path); err != nil || nowErr != nil || !os.SameFile(mine, now) || now.Size() > 0 {
+		return nil // somebody was faster
+	}
+	return os.Remove(path)
 }
 
 // create makes an empty store at path, whole from the first moment: a disk

@@ -526,7 +526,12 @@ func TestDamaged(t *testing.T) {
 		if _, err := Open(path, Options{ReadOnly: true}); !errors.Is(err, ErrDamaged) {
 			t.Errorf("read-only: %v, want ErrDamaged", err)
 		}
-		add(t, open(t, path), block("192.0.2.7/32", 0, 10))
+		must(t, os.WriteFile(AllowCopy(path), []byte(allowCopyHead+`{"prefix":"198.51.100.1/32","by":"root"}`+"\n"), 0o600))
+		s := open(t, path)
+		add(t, s, block("192.0.2.7/32", 0, 10))
+		if list, err := s.AllowList(); err != nil || len(list) != 1 || s.Restored().Entries != 1 {
+			t.Errorf("the copy of the allowlist is not taken: %v, %v", list, err)
+		}
 	})
 	// Damage inside shows when it is met, as an error, not as a crash.
 	t.Run("pages inside", func(t *testing.T) {
