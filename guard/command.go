@@ -195,6 +195,7 @@ func (g *Guard) Unblock(ctx context.Context, p netip.Prefix, by string) (lifted 
 	if p.IsValid() {
 		p = policy.Canonical(p)
 	}
+	var late *OwedError
 	for more := true; more && err == nil; {
 		doErr := g.do(ctx, func(ctx context.Context) {
 			var part []store.Block
@@ -214,8 +215,11 @@ func (g *Guard) Unblock(ctx context.Context, p netip.Prefix, by string) (lifted 
 				part[i].LiftedBy = by
 			}
 			if len(part) > 0 {
-				err = g.lift(ctx, part, now)
+				err = g.liftAsked(ctx, part, now)
 				var still *StillDroppedError
+				if errors.As(err, &late) && !errors.As(err, &still) {
+					err = nil // it is told at the end
+				}
 				if errors.As(err, &still) { // these are, as far as packets can tell
 					part = slices.DeleteFunc(part, func(b store.Block) bool { return slices.Contains(still.Prefixes, b.Prefix) })
 				} else if err != nil {
@@ -239,6 +243,9 @@ func (g *Guard) Unblock(ctx context.Context, p netip.Prefix, by string) (lifted 
 		})
 		err = cmp.Or(doErr, err)
 	}
+	if err == nil && late != nil {
+		err = late
+	}
 	return lifted, err
 }
 
@@ -250,11 +257,19 @@ func (g *Guard) drop(p netip.Prefix) {
 	})
 }
 
-// lift ends blocks before their time: store first, then the packet filter.
-// LiftedBy is set by the caller. The detector forgets what it knew, or the
-// next line would block the source again.
-func (g *Guard) lift(ctx context.Context, out []store.Block, now time.Time) error {
-	return g.exchange(ctx, out, nil, now)
+// liftAsked ends blocks before their time, as somebody asked for. LiftedBy is
+// set by the caller. The detector forgets what it knew, or the next line would
+// block the source again. A disk that is full keeps nobody blocked where a
+// daemon runs that writes it down later.
+func (g *Guard) liftAsked(ctx context.Context, out []store.Block, now time.Time) error {
+	if g.alone() {
+		return g.exchange(ctx, out, nil, now)
+	}
+	err := g.exchangeAnyway(ctx, out, nil, now, "lifting blocks")
+	if late := (*OwedError)(nil); errors.As(err, &late) {
+		late.Asked = true
+	}
+	return err
 }
 
 // exchange is lift of the blocks out, and in the same step the beginning of

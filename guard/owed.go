@@ -91,11 +91,16 @@ func (g *Guard) settle() error {
 type OwedError struct {
 	// Alone: no daemon runs, and nobody tries again by himself.
 	Alone bool
+	// Asked: a person lifted them, and no allowlist would do so again.
+	Asked bool
 	Err   error
 }
 
 func (e *OwedError) Error() string {
 	next := "it is tried again each second, and a restart before that brings them back for as long as it takes to lift them anew"
+	if e.Asked {
+		next = "it is tried again each second, and a restart before that brings them back"
+	}
 	if e.Alone {
 		next = "the next start of the daemon lifts them anew"
 	}
