@@ -108,7 +108,13 @@ func (e *env) run(c *cli.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, st.Close()) }()
+	defer func() {
+		if c.Context.Err() != nil && errors.Is(err, context.Canceled) {
+			log.Info("smtpguard was stopped before it had started; blocks are as they were")
+			err = nil
+		}
+		err = errors.Join(err, st.Close())
+	}()
 	tellRestored(st, log)
 	mta, mtaSince, mtaErr := askExim(c.Context, st, log)
 	ask := asker{store: st, log: log, now: make(chan struct{}, 1), n: mta.AcceptMax, knows: mtaErr == nil && mtaSince.IsZero()}
