@@ -23,6 +23,8 @@ type Stats struct {
 	KnownGood int    `json:"known_good"`
 	Held      int    `json:"held"`
 	PeakCount int    `json:"peak_count"` // highest count of the server, or of a sample
+	// Counted is the highest count that the server wrote since it was started.
+	Counted int `json:"counted"`
 	// Memory is an estimate of the memory in use, in bytes.
 	Memory int64 `json:"memory"`
 	// Saturated is how long the server was saturated.
@@ -32,7 +34,7 @@ type Stats struct {
 // Stats returns the counters.
 func (d *Detector) Stats() Stats {
 	s := d.stats
-	s.Held = d.Held()
+	s.Held, s.Counted = d.Held(), d.maxCount
 	s.KnownGood = d.goods.index.n
 	s.Memory = int64(len(d.nodes.blocks))*slabSize*nodeBytes + d.index.bytes() +
 		int64(len(d.goods.slab.blocks))*slabSize*goodBytes + d.goods.index.bytes() +

@@ -840,3 +840,23 @@ func TestPendingUnderLoad(t *testing.T) {
 		}
 	})
 }
+
+// A number of slots below what Exim itself counts is wrong, and status says so:
+// the server would be taken for full too early.
+func TestCapacityDisproved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(p *policy.Policy) { p.Confirm = policy.ConfirmOff }) // 100 slots
+		defer w.run()()
+		for _, c := range []struct {
+			from int
+			want bool
+		}{{91, false}, {101, true}} {
+			w.lines(opens("198.51.100.9", 10, c.from)...)
+			synctest.Wait()
+			s := must(w.g.Status(t.Context()))
+			if got := strings.Contains(strings.Join(s.Warnings, "\n"), "Exim has counted 110 connections at once"); got != c.want {
+				t.Errorf("%d counted: %q", s.Detector.Counted, s.Warnings)
+			}
+		}
+	})
+}

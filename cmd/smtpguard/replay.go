@@ -473,6 +473,9 @@ func showReplay(out io.Writer, said []string, c *incident.Collector, s replaySum
 		fmt.Fprintln(out)
 	}
 	fmt.Fprintln(out, wrap(c.Sentence(), 0, tableWidth))
+	if s.PeakCount > s.Capacity {
+		fmt.Fprintln(out, "\n"+wrap(fmt.Sprintf("The log shows %d connections at once: %d is not the number of slots, and all of the above is said too early. Say --capacity with Exim's smtp_accept_max, or leave it out.", s.PeakCount, s.Capacity), 0, tableWidth))
+	}
 	if s.Opened == 0 && s.Lines > 0 {
 		fmt.Fprintln(out, "\n"+wrap("The log has no connection lines: add +smtp_connection +incoming_port to Exim's log_selector. The daemon sees connections in the kernel all the same.", 0, tableWidth))
 	}
