@@ -391,20 +391,27 @@ func (x *xt) apply(ctx context.Context, p plan, now time.Time) (Result, error) {
 		name := setName(v6)
 		refused := make(map[netip.Prefix]bool)
 		doing := fmt.Sprintf("setting %d and removing %d entries in set %s", len(set[i]), len(unset[i]), name)
-		err := x.set.remove(ctx, name, unset[i])
-		if err == nil {
-			x.book.apply(plan{unset: unset[i]})
-			err = x.set.add(ctx, name, set[i], now, func(pfx netip.Prefix, err error) {
-				refused[pfx] = true
-				res.Failed = append(res.Failed, Failure{pfx, ipsetError(fmt.Sprintf("adding %v to set %s", pfx, name), err)})
-			})
-			if err == nil || len(refused) > 0 && ipsetRefused(err) {
-				x.book.apply(plan{set: slices.DeleteFunc(set[i], func(e Entry) bool { return refused[e.Prefix] })})
-			}
+		// First what goes on in place of what goes: the set has room for both.
+		var rest plan
+		err := x.set.add(ctx, name, set[i], now, func(pfx netip.Prefix, err error) {
+			refused[pfx] = true
+			res.Failed = append(res.Failed, Failure{pfx, ipsetError(fmt.Sprintf("adding %v to set %s", pfx, name), err)})
+		})
+		if err == nil || len(refused) > 0 && ipsetRefused(err) {
+			err = nil
+			x.book.apply(plan{set: slices.DeleteFunc(set[i], func(e Entry) bool { return refused[e.Prefix] })})
+		} else {
+			rest.set = set[i]
 		}
-		if err != nil && !(len(refused) > 0 && ipsetRefused(err)) {
+		// Also after an error: what must go goes all the same.
+		if removeErr := x.set.remove(ctx, name, unset[i]); removeErr == nil {
+			x.book.apply(plan{unset: unset[i]})
+		} else {
+			rest.unset = unset[i]
+			err = errors.Join(err, removeErr)
+		}
+		if err != nil {
 			err = ipsetError(doing, err)
-			rest := plan{set: set[i], unset: unset[i]}
 			if i == 0 {
 				rest.set, rest.unset = append(rest.set, set[1]...), append(rest.unset, unset[1]...)
 			}
