@@ -438,6 +438,7 @@ func (g *Guard) compareContent(ctx context.Context, by string) {
 		want[e.Prefix] = e.Until
 	}
 	var b firewall.Batch
+	ends := 0 // that are others than ours
 	for in, err := range g.fw.List(ctx) {
 		if err != nil {
 			g.broke(err, now)
@@ -450,7 +451,7 @@ func (g *Guard) compareContent(ctx context.Context, by string) {
 			b.Unset = append(b.Unset, in.Prefix)
 		case g.caps.Expiry && in.Until.Sub(until).Abs() > 5*time.Second &&
 			(g.caps.MaxTimeout == 0 || until.Sub(now) < g.caps.MaxTimeout || in.Until.Sub(now) < g.caps.MaxTimeout/2):
-			// Another end than ours: set anew below.
+			ends++ // set anew below
 		default:
 			delete(want, in.Prefix)
 		}
@@ -474,6 +475,13 @@ func (g *Guard) compareContent(ctx context.Context, by string) {
 	if g.fought(by, now); g.drift.fight.err != nil {
 		return
 	}
-	g.tell(Event{On: OnTamper, Time: now, By: by, Why: fmt.Sprintf("entries in the packet filter differed from the store, %d missing and %d foreign; they are put right", len(b.Set), len(b.Unset))})
-	g.log.Warn("entries in the packet filter differed from the store; they are put right", "missing", len(b.Set), "foreign", len(b.Unset))
+	missing, foreign := max(len(b.Set)-ends, 0), len(b.Unset)
+	if missing+foreign == 0 && by == "" {
+		// The filter's clock is not ours: it stands while the machine sleeps, and
+		// goes on when ours is set.
+		g.log.Info("entries in the packet filter had another end than in the store, as after the clock was set or the machine slept; they have the store's again", "entries", ends)
+		return
+	}
+	g.tell(Event{On: OnTamper, Time: now, By: by, Why: fmt.Sprintf("entries in the packet filter differed from the store, %d missing, %d foreign and %d with another end; they are put right", missing, foreign, ends)})
+	g.log.Warn("entries in the packet filter differed from the store; they are put right", "missing", missing, "foreign", foreign, "other_end", ends)
 }

@@ -121,13 +121,20 @@ func (s *shortlived) List(ctx context.Context) iter.Seq2[firewall.Installed, err
 }
 
 // TestRearm: a block longer than the filter can count (24.8 days with ipset)
-// is set anew in time, and rests otherwise.
+// is set anew in time, and rests otherwise. Nobody is told that somebody changed
+// something.
 func TestRearm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, nil)
 		w.st.Close()
 		w.fw = &shortlived{broken{Firewall: firewall.NewMemory(firewall.Options{})}}
 		w.start()
+		var tampers atomic.Int64
+		w.g.o.OnEvent = func(e Event) {
+			if e.On == OnTamper {
+				tampers.Add(1)
+			}
+		}
 		defer w.run()()
 		w.block("198.51.100.0/24", 5*24*time.Hour)
 		for range 5*24 - 1 {
@@ -136,6 +143,9 @@ func TestRearm(t *testing.T) {
 		}
 		if n := must(w.g.Status(t.Context())).Firewall.Repairs; n < 5 || n > 20 {
 			t.Errorf("set anew %d times", n)
+		}
+		if n := tampers.Load(); n != 0 {
+			t.Errorf("told of %d changes by somebody", n)
 		}
 		time.Sleep(2 * time.Hour)
 		w.want("")
