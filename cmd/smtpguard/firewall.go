@@ -10,6 +10,9 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -231,30 +234,58 @@ func csfTeller(p *policy.Policy, progress func(done, of int)) (guard.Teller, err
 	return t, nil
 }
 
-// metaBackend is where the store remembers which backend is in use.
+// metaBackend is where the store remembers which backends may hold something of
+// ours: the one in use, and those before it that were not left yet.
 const metaBackend = "backend"
 
-// backendKnown reports whether the store names a backend that may drop packets.
-func backendKnown(st *store.Store) bool {
+// backendsUsed are the backends that the store remembers, the one in use first.
+func backendsUsed(st *store.Store) []string {
 	v, err := st.Meta(metaBackend)
-	return err == nil && len(v) > 0 && string(v) != firewall.Memory
+	if err != nil {
+		return nil
+	}
+	return slices.DeleteFunc(strings.Fields(string(v)), func(name string) bool { return name == firewall.Memory })
 }
 
-// leaveOldBackend takes our entries out of the backend that was in use before
-// this one: nothing would lift them there before their time. It comes after
-// the new one has them.
-func leaveOldBackend(ctx context.Context, p *policy.Policy, st *store.Store, now string, log *slog.Logger) {
-	old, err := st.Meta(metaBackend)
-	if err == nil && len(old) > 0 && string(old) != now && string(old) != firewall.Memory {
-		if _, err := removeFrom(ctx, p, string(old), nil); err != nil && !errors.Is(err, firewall.ErrUnavailable) {
-			log.Error("blocks are still in the packet filter that was in use before; `smtpguard firewall flush` without a daemon removes them", "backend", string(old), "err", err)
-			return
-		}
-		log.Info("our rules are taken out of the packet filter that was in use before", "backend", string(old), "now", now)
+var backendsTurn sync.Mutex
+
+// useBackend remembers that name is in use from now on, and that gone are left.
+func useBackend(st *store.Store, name string, gone ...string) error {
+	backendsTurn.Lock()
+	defer backendsTurn.Unlock()
+	old := backendsUsed(st)
+	used := slices.DeleteFunc(slices.Clone(old), func(n string) bool { return n == name || slices.Contains(gone, n) })
+	if name != firewall.Memory {
+		used = slices.Insert(used, 0, name)
 	}
-	if err := st.SetMeta(metaBackend, []byte(now)); err != nil {
+	if slices.Equal(old, used) {
+		return nil
+	}
+	return st.SetMeta(metaBackend, []byte(cmp.Or(strings.Join(used, " "), firewall.Memory)))
+}
+
+// leaveOldBackends takes our entries out of the backends that were in use before
+// this one: nothing would lift them there before their time. It comes after
+// the new one has them, and reports whether all are left.
+func leaveOldBackends(ctx context.Context, p *policy.Policy, st *store.Store, now string, log *slog.Logger) bool {
+	var gone []string
+	all := true
+	for _, old := range backendsUsed(st) {
+		if old == now {
+			continue
+		}
+		if _, err := removeFrom(ctx, p, old, nil); err != nil && !errors.Is(err, firewall.ErrUnavailable) {
+			log.Error("blocks are still in a packet filter that was in use before; it is tried again", "backend", old, "err", err)
+			all = false
+			continue
+		}
+		log.Info("our rules are taken out of the packet filter that was in use before", "backend", old, "now", now)
+		gone = append(gone, old)
+	}
+	if err := useBackend(st, now, gone...); err != nil {
 		log.Error("noting which packet filter is in use", "err", err)
 	}
+	return all
 }
 
 // liftAll ends every block in the store.

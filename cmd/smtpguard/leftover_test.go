@@ -19,7 +19,7 @@ func TestLeftInKernel(t *testing.T) {
 	if os.Geteuid() != 0 {
 		skip(t, errors.New("network namespaces need root"))
 	}
-	for _, c := range []string{"unshare", "nft"} {
+	for _, c := range []string{"unshare", "nft", "iptables", "ipset"} {
 		if _, err := exec.LookPath(c); err != nil {
 			skip(t, err)
 		}
@@ -64,7 +64,7 @@ smtpguard firewall status
 smtpguard firewall flush | sed 's/ (made.*//'
 left flushed
 `, `blocked: 1 in the kernel
-memory: 1 block in force, and it drops no packet of anybody
+nftables: 1 block in force
 the block of 198.51.100.7/32 is lifted
 nothing of ours is in the packet filter any more
 flushed: 0 in the kernel
@@ -95,6 +95,45 @@ woken: 1 in the kernel
 the block of 198.51.100.7/32 is lifted
 nothing of ours is in the packet filter any more
 flushed again: 0 in the kernel
+`},
+		// A daemon that is killed while it moves from one packet filter to another
+		// has blocks in both. A command without a daemon lifts them in both, and
+		// so it does in the old one where only the policy has changed so far.
+		"killed while it moved": {`set -eu
+dir=$1
+mkdir "$dir/bin"
+for c in iptables iptables-save iptables-restore ip6tables ip6tables-save ip6tables-restore; do
+	printf '#!/bin/sh\nwhile [ -e %s/slow ]; do sleep 0.02; done\nexec %s "$@"\n' "$dir" "$(command -v $c)" >"$dir/bin/$c"
+	chmod +x "$dir/bin/$c"
+done
+PATH=$dir/bin:$PATH
+left() { echo "$1: $(nft list table inet smtpguard 2>/dev/null | grep -c "elements.*$2" || :) in nftables, $(ipset list smtpguard4 2>/dev/null | grep -c "^$2" || :) in the ipset"; }
+ready() { for i in $(seq 1500); do smtpguard status >/dev/null 2>&1 && return; sleep 0.02; done; echo "no daemon"; }
+: >"$dir/main.log"
+sed 's/MODE/enforce/; s/nftables/iptables/' "$dir/policy.in" >"$dir/policy.yaml"
+smtpguard run 2>>"$dir/run.log" &
+p=$!
+ready
+smtpguard block 198.51.100.7 --for 1h >/dev/null
+smtpguard block 198.51.100.8 --for 1h >/dev/null
+kill -TERM $p
+wait $p
+sed 's/MODE/enforce/' "$dir/policy.in" >"$dir/policy.yaml"
+smtpguard unblock 198.51.100.8 >/dev/null
+left 'policy edited' 198.51.100.8
+touch "$dir/slow"
+smtpguard run 2>>"$dir/run.log" &
+p=$!
+ready
+left moving 198.51.100.7
+kill -KILL $p
+{ wait $p || :; } 2>/dev/null
+rm "$dir/slow" "$dir/s.sock"
+smtpguard unblock 198.51.100.7 >/dev/null
+left lifted 198.51.100.7
+`, `policy edited: 0 in nftables, 0 in the ipset
+moving: 1 in nftables, 1 in the ipset
+lifted: 0 in nftables, 0 in the ipset
 `},
 		// Where enforcing began with a reload, what observed before must not have
 		// been taken for all there ever was.

@@ -152,6 +152,13 @@ func (e *env) guard(c *cli.Context) (control.Guard, error) {
 		}
 		return errors.Join(err, st.Close())
 	})
+	if len(backendsUsed(st)) > 1 {
+		// A daemon was killed while it moved from one packet filter to another:
+		// what is lifted in one would stay in the other.
+		if _, err := lone.Sync(c.Context); err == nil {
+			leaveOldBackends(c.Context, p, st, lone.Backend(), slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: slog.LevelWarn})))
+		}
+	}
 	return lone, nil
 }
 
@@ -160,33 +167,43 @@ func (e *env) guard(c *cli.Context) (control.Guard, error) {
 // can change. In observe mode it is one that drops nothing, unless
 // blocks of an earlier enforce mode are still in force: those stay until they
 // end or are lifted. Where they are not, the one that was in use before can
-// still drop what it did not let go of: a daemon leaves it (leaveOldBackend),
-// and a command without one, which has no tell, works on it.
+// still drop what it did not let go of: a daemon leaves it (leaveOldBackends),
+// and a command without one, which has no tell, works on it, also where the
+// policy names another one by now.
 // progress is firewall.Options.Progress.
 func openFirewall(p *policy.Policy, enforce *atomic.Bool, st *store.Store, tell func(why string), progress func(done, of int)) func(context.Context, []netip.Prefix, int) (firewall.Firewall, error) {
 	return func(ctx context.Context, allow []netip.Prefix, entries int) (firewall.Firewall, error) {
 		name, why, idle := string(p.Firewall.Backend), "", false
+		used := backendsUsed(st)
+		inUse := tell == nil && len(used) > 0
 		if !enforce.Load() {
 			old, err := st.InForce(time.Now())
 			if err != nil {
 				return nil, err
 			}
-			if idle = len(old) == 0; idle && (tell != nil || !backendKnown(st)) {
+			if idle = len(old) == 0; idle && !inUse {
 				name, why = firewall.Memory, "mode: observe"
 			}
+		}
+		otherwise := name
+		if idle {
+			otherwise = firewall.Memory
+		}
+		if inUse {
+			name = used[0]
 		}
 		o := firewall.Options{
 			Ports: p.BlockedPorts(), MaxEntries: entries, Hook: string(p.Firewall.Hook), Allow: allow, State: filepath.Dir(p.Store.Path), Progress: progress}
 		fw, chosen, err := firewall.Open(ctx, name, o)
-		if idle && errors.Is(err, firewall.ErrUnavailable) { // gone since
-			fw, chosen, err = firewall.Open(ctx, firewall.Memory, o)
+		if name != otherwise && errors.Is(err, firewall.ErrUnavailable) { // gone since
+			fw, chosen, err = firewall.Open(ctx, otherwise, o)
 		}
 		if err != nil {
 			return nil, err
 		}
-		if fw.Name() != firewall.Memory && !backendKnown(st) {
+		if fw.Name() != firewall.Memory {
 			// Before it drops anything. Without the note it blocks all the same.
-			_ = st.SetMeta(metaBackend, []byte(fw.Name()))
+			_ = useBackend(st, fw.Name())
 		}
 		if tell != nil {
 			tell(cmp.Or(why, chosen))

@@ -235,11 +235,18 @@ func (e *env) run(c *cli.Context) (err error) {
 			return
 		case <-ready:
 		}
-		leaveOldBackend(ctx, p, st, g.Backend(), log)
+		const soon, late = 5 * time.Second, 5 * time.Minute
+		pause, again := soon, time.NewTimer(0)
+		defer again.Stop()
 		for {
 			select {
 			case <-ctx.Done():
 				return
+			case <-again.C:
+				if !leaveOldBackends(ctx, p, st, g.Backend(), log) {
+					again.Reset(pause)
+					pause = min(2*pause, late)
+				}
 			case <-hup:
 				filed = e.reload(ctx, c, g, &enforce, filed, log) || filed
 				ask.soon()
