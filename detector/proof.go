@@ -27,6 +27,13 @@ func (d *Detector) proven(window time.Duration) bool {
 	return d.cfg.Capacity > 0 || d.proof.inferred || d.proof.full && d.now-d.proof.at <= int64(window)
 }
 
+// Disproved reports whether the server has counted more slots taken in its
+// present run than it was stated to have, and turned nobody away over window:
+// then it is not full when that number says so.
+func (d *Detector) Disproved(window time.Duration) bool {
+	return d.cfg.Capacity > 0 && d.maxCount > d.cfg.Capacity && !(d.proof.full && d.now-d.proof.at <= int64(window))
+}
+
 // turnedAway notes that the server has no slot left. Sources that are silent
 // after a verdict without proof are judged again at once.
 func (d *Detector) turnedAway() {

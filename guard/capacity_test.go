@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -121,5 +122,43 @@ func TestSetCapacity(t *testing.T) {
 		if err != nil || s.Capacity != 300 || s.CapacityFrom != "the policy" {
 			t.Errorf("%d from %s, %v; want 300 from the policy", s.Capacity, s.CapacityFrom, err)
 		}
+	})
+}
+
+// The server got more slots than it stated to us: it was started anew, and is
+// asked again at once; until it answers, its own count says that the number is
+// wrong, and nobody is blocked for it.
+func TestCapacityOutdated(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(p *policy.Policy) { p.Confirm = policy.ConfirmOff })
+		w.g.o.Capacity = 20
+		det, err := newDetector(w.g.o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.g.det = det
+		var asked atomic.Int64
+		w.g.o.AskCapacity = func() { asked.Add(1) }
+		defer w.run()()
+		w.lines(detector.Event{Kind: detector.DaemonStarted, Time: time.Now()})
+		time.Sleep(time.Second)
+		if n := asked.Load(); n != 1 {
+			t.Errorf("asked %d times after a start", n)
+		}
+		w.lines(opens("203.0.113.1", 22, 1)...)
+		time.Sleep(30 * time.Second)
+		w.want("")
+		if d := w.status().Decisions; len(d) == 0 || d[0].What != Refused || d[0].Reason != reasonCapacity {
+			t.Errorf("decided %+v; want a refusal for %s", d, reasonCapacity)
+		}
+		time.Sleep(5 * time.Minute)
+		if n := asked.Load(); n < 3 || n > 8 {
+			t.Errorf("asked %d times within five minutes of a count that is higher", n)
+		}
+		if err := w.g.SetCapacity(t.Context(), 25, "the test"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(30 * time.Second)
+		w.want("203.0.113.1/32")
 	})
 }

@@ -105,7 +105,7 @@ func (g *Guard) decide(ctx context.Context, verdicts []detector.Verdict, now tim
 		}
 		parts, r := g.gate.parts(v.Source)
 		if r == nil {
-			r = unproven(&v) // it must not wait: the next verdict may be proven
+			r = unproven(&v, g.det) // it must not wait: the next verdict may be proven
 		}
 		if r != nil {
 			g.count.Refused++

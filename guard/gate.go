@@ -146,7 +146,7 @@ func (g *gate) admitsVerdict(v *detector.Verdict, det *detector.Detector, now ti
 	if r != nil {
 		return nil, r
 	}
-	if r := unproven(v); r != nil {
+	if r := unproven(v, det); r != nil {
 		return nil, r
 	}
 	if r := g.withoutAllowed(v, det, parts); r != nil {

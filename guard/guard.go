@@ -72,6 +72,11 @@ type Options struct {
 	// configuration), else 0; CapacityFrom says where it comes from.
 	Capacity     int
 	CapacityFrom string
+	// AskCapacity is called when the number of slots may be another one: the
+	// MTA was started anew, or has counted more than it is to have. At most
+	// every few seconds, on the goroutine that decides; SetCapacity is the
+	// answer. nil: nobody can be asked.
+	AskCapacity func()
 	// Teller is told which blocks another backend than CSF has in force; nil:
 	// nobody is.
 	Teller Teller
@@ -111,6 +116,7 @@ type Guard struct {
 	fwAllow   []netip.Prefix // what fw lets pass
 	fwEntries int            // how many fw takes
 	listed    listed
+	asking    asking
 	unwatch   context.CancelFunc
 	caps      firewall.Capabilities
 	log       *slog.Logger
@@ -447,6 +453,7 @@ func (g *Guard) Run(ctx context.Context) error {
 				every(now, &due.sample, sampleEvery, func() { g.sample(ctx, now) })
 			}
 			g.passTime(ctx, now)
+			g.askCapacity(now)
 			g.beat(now)
 			g.tellCSF(now)
 			g.lookUp(ctx, &wg, now)
@@ -556,6 +563,9 @@ func (g *Guard) take(ctx context.Context, in input) {
 	for i := range in.events {
 		ev := &in.events[i]
 		g.redate(l, ev, now, fresh)
+		if ev.Kind == detector.DaemonStarted {
+			g.asking.wanted = true
+		}
 		if !g.counts(l, ev, now) {
 			ev.Kind = detector.Tick
 		}

@@ -286,7 +286,7 @@ func (g *Guard) warnings(ctx context.Context, s Status) []string {
 		w = append(w, fmt.Sprintf("the number of slots is not known and taken for %d (%s): for the slots that it holds, nobody is blocked before the log shows connections refused for want of one; state capacity: in the policy (Exim's smtp_accept_max)", s.Capacity, s.CapacityFrom))
 	}
 	if n := s.Detector.Counted; n > s.Capacity {
-		w = append(w, fmt.Sprintf("Exim has counted %d connections at once, and the number of slots is taken for %d (%s): the server is taken for full too early, and the wrong ones can be blocked; set capacity: to Exim's smtp_accept_max, or to auto", n, s.Capacity, s.CapacityFrom))
+		w = append(w, fmt.Sprintf("Exim has counted %d connections at once, and the number of slots is taken for %d (%s): for the slots that it holds, nobody is blocked before Exim refuses somebody for want of one; set capacity: to Exim's smtp_accept_max, or to auto", n, s.Capacity, s.CapacityFrom))
 	}
 	if s.Detector.KnownGood == 0 {
 		w = append(w, "no sender is known good yet: `smtpguard replay --learn LOG` learns them from old logs")

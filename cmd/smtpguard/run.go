@@ -156,6 +156,7 @@ func (e *env) run(c *cli.Context) (err error) {
 		return err
 	}
 	watch.attach(&o)
+	o.AskCapacity = ask.soon
 	if o.Teller, err = csfTeller(p, nil); err != nil {
 		return err
 	}
