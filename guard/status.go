@@ -44,37 +44,47 @@ type Fault struct {
 
 // Status is what `smtpguard status --json` prints.
 type Status struct {
-	Version      string         `json:"version"`
-	PID          int            `json:"pid"`
-	Started      time.Time      `json:"started"`
-	Time         time.Time      `json:"time"`
-	Mode         string         `json:"mode"`              // observe after a trial that is over
-	Trial        *Trial         `json:"trial,omitempty"`   // of mode: enforce
-	Stopped      *Stop          `json:"stopped,omitempty"` // rules block nothing for now
-	Capacity     int            `json:"capacity"`
-	CapacityFrom string         `json:"capacity_from"`
-	Count        int            `json:"count"`    // slots taken now
-	Pressure     float64        `json:"pressure"` // count ÷ capacity
-	Saturated    bool           `json:"saturated"`
-	Holders      []Holder       `json:"holders"`         // those with most slots first, bounded
-	Holding      int            `json:"holding_sources"` // how many addresses hold slots
-	Blocks       int            `json:"blocks"`          // in force
-	Watched      int            `json:"observed_blocks"`
-	Pending      int            `json:"pending_verdicts"`
-	Logs         []LogStatus    `json:"logs"`
-	Sockets      SocketStatus   `json:"sockets"`
-	Firewall     FirewallStatus `json:"firewall"`
-	Counters     Counters       `json:"counters"`
-	Detector     detector.Stats `json:"detector"`
-	Warnings     []string       `json:"warnings,omitempty"`
-	Decisions    []Decision     `json:"decisions,omitempty"` // the last ones, newest first
-	Faults       []Fault        `json:"faults,omitempty"`    // the last ones, newest first
+	Version      string    `json:"version"`
+	PID          int       `json:"pid"`
+	Started      time.Time `json:"started"`
+	Time         time.Time `json:"time"`
+	Mode         string    `json:"mode"`              // observe after a trial that is over
+	Trial        *Trial    `json:"trial,omitempty"`   // of mode: enforce
+	Stopped      *Stop     `json:"stopped,omitempty"` // rules block nothing for now
+	Capacity     int       `json:"capacity"`
+	CapacityFrom string    `json:"capacity_from"`
+	Count        int       `json:"count"`    // slots taken now
+	Pressure     float64   `json:"pressure"` // count ÷ capacity
+	Saturated    bool      `json:"saturated"`
+	Holders      []Holder  `json:"holders"`         // those with most slots first, bounded
+	Holding      int       `json:"holding_sources"` // how many addresses hold slots
+	// Networks of which several addresses hold slots, those with most first,
+	// bounded: one alone may hold few of them.
+	Networks  []Network      `json:"networks,omitempty"`
+	Blocks    int            `json:"blocks"` // in force
+	Watched   int            `json:"observed_blocks"`
+	Pending   int            `json:"pending_verdicts"`
+	Logs      []LogStatus    `json:"logs"`
+	Sockets   SocketStatus   `json:"sockets"`
+	Firewall  FirewallStatus `json:"firewall"`
+	Counters  Counters       `json:"counters"`
+	Detector  detector.Stats `json:"detector"`
+	Warnings  []string       `json:"warnings,omitempty"`
+	Decisions []Decision     `json:"decisions,omitempty"` // the last ones, newest first
+	Faults    []Fault        `json:"faults,omitempty"`    // the last ones, newest first
 }
 
 // Holder is an address that holds slots now.
 type Holder struct {
 	Source netip.Addr `json:"source"`
 	Held   int        `json:"held"`
+}
+
+// Network is a network of which several addresses hold slots now.
+type Network struct {
+	Prefix    netip.Prefix `json:"prefix"`
+	Held      int          `json:"held"`
+	Addresses int          `json:"addresses"` // that hold them
 }
 
 // LogStatus is how far a log is read.
@@ -185,6 +195,11 @@ func (g *Guard) status(ctx context.Context) Status {
 	}
 	s.Saturated = s.Pressure >= g.policy.Saturation.SaturatedAt
 	s.Holders, s.Holding = g.holders(10), len(g.held())
+	for _, n := range groups(g.held()) {
+		if n.Addresses > 1 && len(s.Networks) < 10 {
+			s.Networks = append(s.Networks, Network{n.Prefix, n.Held, n.Addresses})
+		}
+	}
 	for _, b := range g.blocks.table.All() {
 		if g.holds(b, now) {
 			s.Blocks++

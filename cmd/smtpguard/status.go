@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -51,16 +53,12 @@ func (e *env) showStatus(s guard.Status) {
 		full = ", SATURATED"
 	}
 	row("slots", "%d of %d taken (%.0f %%%s); capacity %s", s.Count, s.Capacity, 100*s.Pressure, full, knownBy(s.CapacityFrom))
-	for i, h := range s.Holders {
-		if i == 3 {
-			row("", "and %d more", max(s.Holding, len(s.Holders))-i)
-			break
-		}
+	for i, line := range heldBy(s) {
 		name := ""
 		if i == 0 {
 			name = "held by"
 		}
-		row(name, "%s  %d", h.Source, h.Held)
+		row(name, "%s", line)
 	}
 	row("blocks", "%d in force, %d observed, %d waiting for confirmation", s.Blocks, s.Watched, s.Pending)
 	row("so far", "%d blocked, %d observed, %d spared, %d refused by the gate, %d not confirmed, %d lifted, %d expired",
@@ -99,6 +97,42 @@ func (e *env) showStatus(s guard.Status) {
 	for _, f := range s.Faults {
 		fmt.Fprintf(e.stdout, "error at %s: %s: %s\n", clock(f.Time), f.What, f.Err)
 	}
+}
+
+// heldBy are the lines that say who holds slots: networks of which several
+// addresses do, and other addresses. There are few while there is room.
+func heldBy(s guard.Status) (lines []string) {
+	most := 3
+	if s.Saturated {
+		most = 10
+	}
+	type holder struct {
+		text      string
+		held      int
+		addresses int
+	}
+	var all []holder
+	for _, n := range s.Networks {
+		all = append(all, holder{fmt.Sprintf("%s  %d, of %d addresses", n.Prefix, n.Held, n.Addresses), n.Held, n.Addresses})
+	}
+	for _, h := range s.Holders {
+		if !slices.ContainsFunc(s.Networks, func(n guard.Network) bool { return n.Prefix.Contains(h.Source) }) {
+			all = append(all, holder{fmt.Sprintf("%s  %d", h.Source, h.Held), h.Held, 1})
+		}
+	}
+	slices.SortStableFunc(all, func(a, b holder) int { return cmp.Compare(b.held, a.held) })
+	left := max(s.Holding, len(s.Holders))
+	for _, h := range all {
+		if len(lines) >= most && left > h.addresses { // the last one takes no more than the line that counts it
+			return append(lines, fmt.Sprintf("and %s more", count(left, "address", "addresses")))
+		}
+		lines = append(lines, h.text)
+		left -= h.addresses
+	}
+	if left > 0 {
+		lines = append(lines, fmt.Sprintf("and %s more", count(left, "address", "addresses")))
+	}
+	return lines
 }
 
 // knownBy says after "capacity" how it is known: by the detector's own words,
