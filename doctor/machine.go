@@ -47,6 +47,9 @@ func (x *exam) mode() {
 			return
 		}
 		mode = x.Daemon.Mode
+	} else if x.PolicyErr != nil {
+		x.skip(name, "no daemon runs, and the policy cannot be read")
+		return
 	}
 	if mode != string(policy.Enforce) {
 		log := "LOG"

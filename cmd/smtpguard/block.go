@@ -69,6 +69,9 @@ func (e *env) block(c *cli.Context) error {
 			}
 		}
 	}
+	if err := e.soundPolicy(c); err != nil {
+		return err
+	}
 	g, err := e.guard(c)
 	if err != nil {
 		return err

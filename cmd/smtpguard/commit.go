@@ -34,6 +34,9 @@ func (e *env) commit(c *cli.Context) error {
 			return &usageError{fmt.Sprintf("--for %s: want a duration up to 24h, such as 10m", s)}
 		}
 	}
+	if err := e.soundPolicy(c); err != nil {
+		return err
+	}
 	g, err := e.guard(c)
 	if err != nil {
 		return err
@@ -65,6 +68,9 @@ func (e *env) resumeCommand() *cli.Command {
 
 func (e *env) resume(c *cli.Context) error {
 	if err := noArgs(c); err != nil {
+		return err
+	}
+	if err := e.soundPolicy(c); err != nil {
 		return err
 	}
 	g, err := e.guard(c)

@@ -36,7 +36,7 @@ func (e *env) diagnoseCommand() *cli.Command {
 func (e *env) diagnose(c *cli.Context) error {
 	p, err := e.policy(c)
 	if err != nil {
-		return err
+		p = e.standIn(c, err)
 	}
 	if z := c.String("zone"); z != "" {
 		if err := p.Set("zone", z); err != nil {

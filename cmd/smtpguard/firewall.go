@@ -132,6 +132,9 @@ func (e *env) firewallSync(c *cli.Context) error {
 	if err := noArgs(c); err != nil {
 		return err
 	}
+	if err := e.soundPolicy(c); err != nil {
+		return err
+	}
 	g, err := e.guard(c)
 	if err != nil {
 		return err

@@ -135,6 +135,37 @@ left lifted 198.51.100.7
 moving: 1 in nftables, 1 in the ipset
 lifted: 0 in nftables, 0 in the ipset
 `},
+		// A fault in the policy, and no daemon: who is locked out is let in all the
+		// same; who would have to be looked up in the policy is not blocked.
+		"faulty policy": {begin + `kill -TERM $p
+wait $p
+echo 'mode: enforec' >"$dir/policy.yaml"
+sg() { smtpguard --store "$dir/s.db" --socket "$dir/s.sock" "$@" 2>"$dir/err" && s=0 || s=$?; echo "$s $(grep -c 'the policy cannot be used' "$dir/err" || :)"; }
+sg status
+grep -o 'no smtpguard is running.*yaml:1:7' "$dir/err" | sed 's/:.*//'
+sg explain 198.51.100.7 | sed 's/until.*//'
+sg block 198.51.100.8
+left 'not blocked'
+sg allow add 198.51.100.9
+sg unblock 198.51.100.7 | sed 's/ (made.*//'
+left unblocked
+sg firewall status
+`, `blocked: 1 in the kernel
+1 0
+no smtpguard is running, and it will not start
+198.51.100.7/32  in force 
+  why            by hand
+0 1
+1 0
+not blocked: 1 in the kernel
+198.51.100.9/32 is never blocked
+0 1
+the block of 198.51.100.7/32 is lifted
+0 1
+unblocked: 0 in the kernel
+nftables: 0 blocks in force
+0 1
+`},
 		// Where enforcing began with a reload, what observed before must not have
 		// been taken for all there ever was.
 		"after a reload": {`set -eu

@@ -67,6 +67,26 @@ func (e *env) policy(c *cli.Context) (*policy.Policy, error) {
 	return p, nil
 }
 
+// standIn is the shipped policy, in place of one that has a fault.
+func (e *env) standIn(c *cli.Context, fault error) *policy.Policy {
+	fmt.Fprintf(e.stderr, "smtpguard: %v\n", fault)
+	fmt.Fprintln(e.stderr, "the policy cannot be used, and the shipped one stands in for it: its store and socket, and nobody on its allowlist")
+	p := policy.Default()
+	p.Control.Socket = cmp.Or(c.String("socket"), p.Control.Socket)
+	p.Store.Path = cmp.Or(c.String("store"), p.Store.Path)
+	return p
+}
+
+// soundPolicy fails where no daemon runs and the policy has a fault: for
+// commands that must know whom never to block, or what the mode is.
+func (e *env) soundPolicy(c *cli.Context) error {
+	cl, p, err := e.daemon(c)
+	if cl == nil && p == nil {
+		return err
+	}
+	return nil
+}
+
 // csfListed reads whom CSF allows, again and again: what csf -a and csf -ta add
 // counts without a reload.
 func csfListed() func(now time.Time) ([]policy.AllowEntry, error) {
@@ -111,10 +131,13 @@ func (e *env) daemon(c *cli.Context) (*control.Client, *policy.Policy, error) {
 // same decisions either way. It is closed when the command has ended.
 func (e *env) guard(c *cli.Context) (control.Guard, error) {
 	cl, p, err := e.daemon(c)
-	if err == nil {
+	var silent *control.SilentError
+	switch {
+	case err == nil:
 		return cl, nil
-	}
-	if !errors.Is(err, control.ErrNoDaemon) {
+	case p == nil && !errors.As(err, &silent) && !errors.Is(err, fs.ErrPermission):
+		p = e.standIn(c, err) // who is locked out is not, for a typing error
+	case !errors.Is(err, control.ErrNoDaemon):
 		return nil, err
 	}
 	if _, err := os.Stat(p.Store.Path); errors.Is(err, fs.ErrNotExist) {

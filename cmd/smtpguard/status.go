@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"text/tabwriter"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/smtpguard/smtpguard/control"
 	"github.com/smtpguard/smtpguard/detector"
 	"github.com/smtpguard/smtpguard/guard"
 )
@@ -21,7 +23,10 @@ func (e *env) status(c *cli.Context) error {
 	if err := noArgs(c); err != nil {
 		return err
 	}
-	cl, _, err := e.daemon(c)
+	cl, p, err := e.daemon(c)
+	if silent := (*control.SilentError)(nil); err != nil && p == nil && !errors.As(err, &silent) {
+		err = withHint(fmt.Errorf("no smtpguard is running, and it will not start: %w", err), "mend the policy (`smtpguard policy check`), then `systemctl start smtpguard`; blocks stay until their time, and `smtpguard blocks list`, `explain`, `unblock` and `allow add` work meanwhile")
+	}
 	if err != nil {
 		return err
 	}
