@@ -206,7 +206,7 @@ func TestFaults(t *testing.T) {
 		}, "warn monitoring: 198.51.100.7 connects every 1m and sends no mail", "allow add 198.51.100.7 --note monitoring"},
 		{"nobody known", func(f *Facts) { f.Daemon.Detector.KnownGood = 0 }, "warn known-good: no sender", "smtpguard replay --learn /var/log/exim_mainlog*"},
 		{"clock", func(f *Facts) { f.Clock.Synced = false }, "warn clock: ", "timedatectl"},
-		{"reports", func(f *Facts) { f.Advice = []string{"reports.from is not set: nothing can be sent", "reports.x"} }, "warn reports: reports.from\nnote reports: reports.x", "reports: {from:"},
+		{"reports", func(f *Facts) { f.Advice = []string{"reports.from is not set: nothing can be sent", "reports.x"} }, "warn reports: reports.from\nnote reports: reports.x", "In the section `reports:` of"},
 		{"not root", func(f *Facts) {
 			f.Root, f.Daemon, f.DaemonUp, f.Store.Err, f.Sockets.CanDestroy, f.Sockets.Why = false, nil, os.ErrPermission, os.ErrPermission, false, some
 			f.Filter, f.Lacks = Filter{Err: some, ChainsErr: some}, []string{"CAP_NET_ADMIN"}

@@ -366,7 +366,7 @@ func (x *exam) reports() {
 	for _, a := range x.Advice {
 		key, _, _ := strings.Cut(a, " ")
 		if key == "reports.from" {
-			x.warn(name, a, "Drafts are made, but cannot be sent.", "In "+x.policyFileName()+", a mailbox that a person reads:", `reports: {from: "Abuse desk <abuse@example.net>"}`)
+			x.warn(name, a, "Drafts are made, but cannot be sent.", "In the section `reports:` of "+x.policyFileName()+", a mailbox that a person reads:", `from: "Abuse desk <abuse@example.net>"`)
 			continue
 		}
 		var mend []string

@@ -147,7 +147,7 @@ func (m mapping) readKeys(d *decoder, path string, n *yaml.Node, names []string)
 		case key.Value == "<<":
 			d.fail(path, key, faultf("write the settings out", "merge keys (<<) are not allowed here"))
 		case at > 0:
-			d.fail(path, key, faultf("remove one of them", "%s is set twice, first in line %d", quote(key.Value), at))
+			d.fail(path, key, faultf("change that one, and remove this", "%s is set twice, first in line %d", quote(key.Value), at))
 		default:
 			seen[key.Value] = key.Line
 			j := slices.Index(names, key.Value)

@@ -505,6 +505,9 @@ func (e *env) blocksShow(c *cli.Context) error {
 	if len(list) == 0 {
 		return &answerNo{p.String() + " is not blocked, and was not lately"}
 	}
+	if !c.Bool("json") {
+		slices.Reverse(list) // what is now stands last, above the prompt
+	}
 	for i, b := range list {
 		if c.Bool("json") {
 			if err := e.json(b); err != nil {
@@ -525,7 +528,7 @@ func showBlock(out io.Writer, b guard.BlockInfo) {
 	row := func(name, format string, args ...any) {
 		fmt.Fprintf(w, "%s\t"+format+"\n", append([]any{name}, args...)...)
 	}
-	state := string(b.State)
+	state := past(b)
 	if b.Error != "" {
 		state += ": " + b.Error
 	}
@@ -559,15 +562,35 @@ func showBlock(out io.Writer, b guard.BlockInfo) {
 		} else {
 			row("  rule", "%s: %s", v.Rule, scored(v))
 		}
+		if b.State == guard.IsLifted || b.State == guard.IsExpired || b.Part > 1 {
+			w.Flush()
+			return // what is over, and the other parts, are told in short; --json has all
+		}
+		if b.Part > 0 && len(v.Evidence) > 0 {
+			row("  evidence", "of all of %s:", b.PartOf)
+		}
 		for i, ev := range v.Evidence {
 			name := "  evidence"
-			if i > 0 {
+			if i > 0 || b.Part > 0 {
 				name = ""
 			}
 			row(name, "%s opened%s%s", clock(ev.Time), portOf(ev.Source, ev.Port), countOf(ev.Count))
 		}
 	}
 	w.Flush()
+}
+
+// past is the state of a block in a sentence: of one that is over, whether it
+// ever dropped anything, and whether another one went on.
+func past(b guard.BlockInfo) string {
+	state := string(b.State)
+	if b.State == guard.IsLifted && b.Replaced {
+		state = "replaced"
+	}
+	if b.Observed && b.State != guard.OnlySeen {
+		state += " (only observed)"
+	}
+	return state
 }
 
 func portOf(a netip.Addr, port uint16) string {

@@ -92,7 +92,11 @@ func showExplanation(out io.Writer, x guard.Explanation) {
 		fmt.Fprintf(out, "  overlaps: %s, %s until %s: %s\n", b.Prefix, b.State, clock(b.Until), b.Reason)
 	}
 	for _, b := range x.History {
-		fmt.Fprintf(out, "  earlier: %s %s, %s, offence %d: %s\n", clock(b.Since), b.Prefix, b.State, b.Offence, b.Reason)
+		end := b.Until
+		if !b.Lifted.IsZero() {
+			end = b.Lifted
+		}
+		fmt.Fprintf(out, "  earlier: %s to %s %s, %s, offence %d: %s\n", clock(b.Since), clock(end), b.Prefix, past(b), b.Offence, b.Reason)
 	}
 	for _, d := range x.Recent {
 		fmt.Fprintf(out, "  decision: %s %s %s: %s\n", clock(d.Time), d.Prefix, d.What, d.Why)

@@ -1,11 +1,15 @@
 package main
 
 import (
+	"bytes"
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/smtpguard/smtpguard/detector"
 	"github.com/smtpguard/smtpguard/guard"
+	"github.com/smtpguard/smtpguard/store"
 )
 
 // Who holds the slots is seen at a glance: a flood from a network is one line,
@@ -35,6 +39,44 @@ func TestHeldBy(t *testing.T) {
 	} {
 		if got := strings.Join(heldBy(c.s), "; "); got != c.want {
 			t.Errorf("%s:\n%s\nwant\n%s", c.name, got, c.want)
+		}
+	}
+}
+
+// What is over is told as what it was: a block that dropped nothing is not told
+// as one that did, nor one that another took the place of as an end.
+func TestShowBlockThatIsOver(t *testing.T) {
+	at := time.Date(2026, 11, 22, 13, 0, 0, 0, time.UTC)
+	b := store.Block{Prefix: netip.MustParsePrefix("192.0.2.7/32"), Reason: "kept 20 %", Since: at, Until: at.Add(time.Hour), By: store.Self, Offence: 1,
+		Verdict: &detector.Verdict{Rule: "hog", Evidence: []detector.Evidence{{Source: netip.MustParseAddr("192.0.2.7"), Port: 4711, Time: at}}}}
+	lifted := func(b store.Block) store.Block { b.Lifted, b.LiftedBy = at.Add(time.Minute), "root"; return b }
+	observed := func(b store.Block) store.Block { b.Observed = true; return b }
+	replaced := func(b store.Block) store.Block { b.Replaced = true; return b }
+	part := func(b store.Block, n int) store.Block {
+		b.Part, b.PartOf = n, netip.MustParsePrefix("192.0.2.0/24")
+		return b
+	}
+	for _, c := range []struct {
+		b              store.Block
+		state          guard.State
+		want           string
+		evidence, part bool
+	}{
+		{b, guard.InForce, "in force", true, false},
+		{observed(b), guard.OnlySeen, "observed", true, false},
+		{b, guard.IsExpired, "expired", false, false},
+		{observed(b), guard.IsExpired, "expired (only observed)", false, false},
+		{lifted(b), guard.IsLifted, "lifted", false, false},
+		{lifted(observed(b)), guard.IsLifted, "lifted (only observed)", false, false},
+		{replaced(lifted(b)), guard.IsLifted, "replaced", false, false},
+		{part(b, 1), guard.InForce, "in force", true, true},
+		{part(b, 2), guard.InForce, "in force", false, false},
+	} {
+		var out bytes.Buffer
+		showBlock(&out, guard.BlockInfo{Block: c.b, State: c.state})
+		first, _, _ := strings.Cut(out.String(), "\n")
+		if strings.Join(strings.Fields(first)[1:], " ") != c.want || strings.Contains(out.String(), "4711") != c.evidence || strings.Contains(out.String(), "of all of 192.0.2.0/24") != c.part {
+			t.Errorf("want %q, evidence %v:\n%s", c.want, c.evidence, &out)
 		}
 	}
 }
