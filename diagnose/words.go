@@ -196,7 +196,7 @@ func (d *Diagnosis) slotWords(f *Finding, why func(string, ...any), do func(...s
 			do("Look first who sends mail from there: a customer or a partner is not to be blocked, but asked why his connections hang (`smtpguard allow add ADDRESS` keeps him from being blocked).")
 		}
 		if len(prefixes) > 0 {
-			do(d.o.Guarding.block(prefixes[:min(len(prefixes), 3)])...)
+			do(d.o.Guarding.block(prefixes[:min(len(prefixes), 10)])...)
 		}
 		do(notMore)
 	case FullMany:
@@ -248,8 +248,17 @@ func (d *Diagnosis) slotWords(f *Finding, why func(string, ...any), do func(...s
 		return
 	}
 	if sum.refused > 0 {
-		why("%s away with 421 Too many concurrent SMTP connections, from %s; %s in all, %s the longest", count(sum.refused, "connection was turned", "connections were turned"),
-			count(sum.turned, "address", "addresses"), times(f.Times), short(long))
+		why("%s away with 421 Too many concurrent SMTP connections, from %s", count(sum.refused, "connection was turned", "connections were turned"),
+			count(sum.turned, "address", "addresses"))
+		// One goes on over pauses: see quiet.
+		stretch := fmt.Sprintf("that was one stretch of %s", short(long))
+		if f.Times > 1 {
+			stretch = fmt.Sprintf("those were %d stretches of %s at most", f.Times, short(long))
+		}
+		if sum.full > 0 {
+			stretch += fmt.Sprintf(", in which the slots were full for %s", short(min(sum.full, time.Duration(f.Times)*long)))
+		}
+		why("%s", stretch)
 	}
 	if sum.check > 0 {
 		why("%d of them came from this server itself: the panel's check was turned away, so it said that Exim is down, though Exim ran", sum.check)
