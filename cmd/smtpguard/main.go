@@ -142,6 +142,7 @@ type env struct {
 	stdout, stderr io.Writer
 	atEnd          []func() error // when the command has ended, last first
 	shipped        bool           // see policy
+	eximSays       bool           // the number of slots of a replay
 	taken          *policy.Policy // that the daemon goes by; nil: there is none
 }
 

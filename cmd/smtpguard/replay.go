@@ -154,8 +154,11 @@ func (e *env) replay(c *cli.Context) error {
 	sum.Opened, sum.Closed, sum.Refused, sum.Accepted = st.Opened, st.Closed, st.Refused, st.Accepted
 	sum.Sources, sum.PeakCount, sum.SaturatedSeconds = r.Sources(), st.PeakCount, round(st.Saturated.Seconds())
 	sum.Capacity, sum.CapacityFrom = r.Detector.Capacity()
-	if c.IsSet("capacity") {
+	switch {
+	case c.IsSet("capacity"):
 		sum.CapacityFrom = "--capacity"
+	case e.eximSays:
+		sum.CapacityFrom = fromExim
 	}
 	sum.Blocks, sum.Spared, sum.Prevented = r.Blocks(), r.Spared(), r.Prevented()
 	sum.First, sum.Last = sum.First.UTC(), sum.Last.UTC()
@@ -209,6 +212,11 @@ func (e *env) openReplay(c *cli.Context, names []string) (*guard.Replay, []*logF
 	capacity := c.Int("capacity")
 	if c.IsSet("capacity") && capacity < 1 {
 		return nil, nil, nil, &usageError{"--capacity: want 1 or more"}
+	}
+	if capacity == 0 && p.Capacity == 0 {
+		if mta, err := exim.ReadConfig(c.Context); err == nil && slices.ContainsFunc(names, func(l string) bool { return isOldLogOf(l, mta) }) {
+			capacity, e.eximSays = mta.AcceptMax, mta.AcceptMax > 0
+		}
 	}
 	loc := p.Location()
 	if loc == nil {
@@ -473,6 +481,9 @@ func showReplay(out io.Writer, said []string, c *incident.Collector, s replaySum
 		fmt.Fprintln(out)
 	}
 	fmt.Fprintln(out, wrap(c.Sentence(), 0, tableWidth))
+	if s.CapacityFrom == detector.CapacityAssumed && s.Lines > 0 {
+		fmt.Fprintln(out, "\n"+wrap("How many slots the server has is not known, and 100 are assumed: say --capacity with Exim's smtp_accept_max.", 0, tableWidth))
+	}
 	if s.PeakCount > s.Capacity {
 		fmt.Fprintln(out, "\n"+wrap(fmt.Sprintf("The log shows %d connections at once: %d is not the number of slots, and all of the above is said too early. Say --capacity with Exim's smtp_accept_max, or leave it out.", s.PeakCount, s.Capacity), 0, tableWidth))
 	}

@@ -216,6 +216,16 @@ func isLogOf(l string, mta exim.Config) bool {
 	return false
 }
 
+// isOldLogOf reports whether l is, or by its name was, a log of this machine's
+// Exim.
+func isOldLogOf(l string, mta exim.Config) bool {
+	if isLogOf(l, mta) {
+		return true
+	}
+	abs, err := filepath.Abs(l)
+	return err == nil && mta.MainLog != "" && filepath.Dir(abs) == filepath.Dir(mta.MainLog) && strings.HasPrefix(filepath.Base(abs), filepath.Base(mta.MainLog))
+}
+
 func sameFile(a, b string) bool {
 	if filepath.Clean(a) == filepath.Clean(b) {
 		return true
