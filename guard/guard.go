@@ -89,7 +89,7 @@ type Options struct {
 	// Listed returns whom other programs' lists allow now; nil: there are none.
 	// It is asked every few seconds, on the goroutine that decides, and what
 	// comes with an error may be a part.
-	Listed func(now time.Time) ([]policy.AllowEntry, error)
+	Listed func(now time.Time) ([]Listed, error)
 	// DNS is asked for the names of the allowlist; nil means the machine's
 	// resolver.
 	DNS allow.Resolver

@@ -1,6 +1,7 @@
 package guard
 
 import (
+	"errors"
 	"net/netip"
 	"slices"
 	"time"
@@ -24,12 +25,29 @@ type listed struct {
 }
 
 type listedEntry struct {
-	policy.AllowEntry
+	Listed
 	seen time.Time
 }
 
+// Listed is an entry of another program's list.
+type Listed struct {
+	policy.AllowEntry
+	// Passing: the list itself ends it, and may have none of its kind.
+	Passing bool
+}
+
+// relist forgets whom the lists do not name now: the operator has reloaded.
+func (g *Guard) relist(now time.Time) {
+	if g.o.Listed == nil {
+		return
+	}
+	if _, err := g.o.Listed(now); err == nil {
+		g.listed.entries = nil
+	}
+}
+
 // refreshListed looks at the lists, and reports whether they now name others.
-// While they cannot be read nobody is forgotten. Whom the policy names, as it
+// While they cannot be read, or are empty all at once, nobody is forgotten. Whom the policy names, as it
 // was read with the lists of that time, is left to it.
 func (g *Guard) refreshListed(now time.Time) (changed bool) {
 	if g.o.Listed == nil {
@@ -37,6 +55,10 @@ func (g *Guard) refreshListed(now time.Time) (changed bool) {
 	}
 	found, err := g.o.Listed(now)
 	l := &g.listed
+	lasting := func(e Listed) bool { return !e.Passing }
+	if err == nil && !slices.ContainsFunc(found, lasting) && slices.ContainsFunc(l.entries, func(e listedEntry) bool { return lasting(e.Listed) }) {
+		err = errors.New("they name nobody any more: are they gone, or cut off? `systemctl reload smtpguard` if it is meant")
+	}
 	have := make(map[netip.Prefix]bool, len(g.policy.Allow)+len(found))
 	for _, e := range g.policy.Allow {
 		have[e.Prefix] = true
@@ -57,7 +79,10 @@ func (g *Guard) refreshListed(now time.Time) (changed bool) {
 	for _, e := range l.entries {
 		switch {
 		case have[e.Prefix]:
-		case err != nil || now.Sub(e.seen) < listedKept:
+		case err != nil:
+			e.seen = now
+			next = append(next, e)
+		case now.Sub(e.seen) < listedKept:
 			next = append(next, e)
 		default:
 			changed = true

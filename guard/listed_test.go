@@ -18,17 +18,17 @@ func TestListed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, nil)
 		var mu sync.Mutex
-		var list []policy.AllowEntry
+		var list []Listed
 		var fault error
 		set := func(err error, prefixes ...string) {
 			mu.Lock()
 			defer mu.Unlock()
 			list, fault = nil, err
 			for _, p := range prefixes {
-				list = append(list, policy.AllowEntry{Prefix: netip.MustParsePrefix(p), Why: "csf -ta"})
+				list = append(list, Listed{policy.AllowEntry{Prefix: netip.MustParsePrefix(p), Why: "csf.allow:1"}, false})
 			}
 		}
-		w.g.o.Listed = func(time.Time) ([]policy.AllowEntry, error) {
+		w.g.o.Listed = func(time.Time) ([]Listed, error) {
 			mu.Lock()
 			defer mu.Unlock()
 			return list, fault
@@ -52,17 +52,25 @@ func TestListed(t *testing.T) {
 		}
 		set(nil, "198.51.100.7/32", "198.51.100.9/32")
 		refused("198.51.100.9/32", true) // no look since
-		set(nil)                         // it is written anew
-		time.Sleep(time.Minute)
-		refused("198.51.100.7/32", true)
 		set(errors.New("it cannot be read"))
 		time.Sleep(time.Hour)
 		refused("198.51.100.7/32", true)
 		if n := w.g.count.Faults; n != 1 && n != 2 {
 			t.Errorf("%d faults are told within an hour", n)
 		}
-		set(nil)
+		set(nil) // cut off
+		time.Sleep(time.Hour)
+		refused("198.51.100.7/32", true)
+		set(nil, "198.51.100.9/32") // taken off, or just written anew
+		time.Sleep(time.Minute)
+		refused("198.51.100.7/32", true)
 		time.Sleep(11 * time.Minute)
 		refused("198.51.100.7/32", false)
+
+		set(nil) // it is meant
+		if _, err := w.g.Reload(t.Context(), w.policy); err != nil {
+			t.Fatal(err)
+		}
+		refused("198.51.100.9/32", false)
 	})
 }

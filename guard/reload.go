@@ -89,6 +89,7 @@ func (g *Guard) Reload(ctx context.Context, p *policy.Policy) (r Reloaded, err e
 		for _, n := range g.names {
 			n.due = time.Now() // the person who reloads wants to know now
 		}
+		g.relist(time.Now())
 		g.freshSelf(ctx, 0, time.Now())
 		g.rebuildAllow()
 		g.dropAllowed()

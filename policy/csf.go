@@ -102,8 +102,8 @@ func csfAllowed(paths []string) ([]AllowEntry, map[string]fs.FileInfo, error) {
 			} else {
 				continue
 			}
-			if strings.Contains(value, "|") {
-				value = filterSource(value)
+			if f, ok := csfFilter(value); ok {
+				value = filterSource(f)
 			}
 			if value == "" || !utf8.ValidString(value) || len(entries) >= maxAllowed {
 				continue
@@ -116,17 +116,24 @@ func csfAllowed(paths []string) ([]AllowEntry, map[string]fs.FileInfo, error) {
 	return entries, seen, errors.Join(errs...)
 }
 
-// filterSource is the source address of a line such as tcp|in|d=22|s=192.0.2.7
-// (CSF's readme.txt, "Advanced Allow/Deny Filters"), empty if it has none.
-func filterSource(line string) string {
-	fields := strings.Split(line, "|")
+// csfFilter splits a line such as tcp|in|d=22|s=192.0.2.7, or in the older form
+// tcp:in:d=22:s=192.0.2.7; CSF does not look at the case.
+func csfFilter(line string) (fields []string, ok bool) {
+	line = strings.ToLower(line)
+	if fields = strings.Split(line, "|"); len(fields) > 1 {
+		return fields, true
+	}
+	protocol, _, ok := strings.Cut(line, ":")
+	return strings.Split(line, ":"), ok && (protocol == "tcp" || protocol == "udp" || protocol == "icmp")
+}
+
+// filterSource is the source address of a filter (CSF's readme.txt, "Advanced
+// Allow/Deny Filters"), empty if it has none.
+func filterSource(fields []string) (source string) {
 	for _, f := range fields {
 		if f == "out" {
 			return ""
 		}
-	}
-	source := ""
-	for _, f := range fields {
 		if a, ok := strings.CutPrefix(f, "s="); ok { // the first one may be a port
 			source = strings.TrimSpace(a)
 		}

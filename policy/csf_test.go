@@ -30,9 +30,12 @@ example.org
 0.0.0.0/0
 198.18.0.5/24
 tcp|in|s=25|s=203.0.113.11
+TCP|IN|D=25|S=203.0.113.12
+TCP|OUT|d=25|s=203.0.113.13
+tcp:in:d=25:s=203.0.113.14
 192.0.2.101 words without a sign
  192.0.2.102	#	a tab
-Include	`+more+`
+Include`+more+`
 Include relative.allow
 `)
 	got, err := CSFAllowed([]string{allow, filepath.Join(dir, "csf.ignore")})
@@ -48,8 +51,10 @@ Include relative.allow
 203.0.113.9/32 csf.allow:4 
 198.18.0.0/24 csf.allow:10 
 203.0.113.11/32 csf.allow:11 
-192.0.2.101/32 csf.allow:12 words without a sign
-192.0.2.102/32 csf.allow:13 a tab
+203.0.113.12/32 csf.allow:12 
+203.0.113.14/32 csf.allow:14 
+192.0.2.101/32 csf.allow:15 words without a sign
+192.0.2.102/32 csf.allow:16 a tab
 198.51.100.0/24 more.allow:1 `
 	if text := strings.Join(lines, "\n"); text != want {
 		t.Errorf("got\n%s\nwant\n%s", text, want)

@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -89,18 +88,20 @@ func (e *env) soundPolicy(c *cli.Context) error {
 
 // csfListed reads whom CSF allows, again and again: what csf -a and csf -ta add
 // counts without a reload.
-func csfListed() func(now time.Time) ([]policy.AllowEntry, error) {
+func csfListed() func(now time.Time) ([]guard.Listed, error) {
 	lists := policy.CSFLists{Paths: func() []string { return firewall.CSFAllowFiles("/") }}
-	return func(now time.Time) ([]policy.AllowEntry, error) {
+	return func(now time.Time) (listed []guard.Listed, err error) {
 		entries, err := lists.Look()
+		for _, e := range entries {
+			listed = append(listed, guard.Listed{AllowEntry: e})
+		}
 		temp, tempErr := firewall.CSFTempAllowed("/", now)
-		entries = slices.Clone(entries)
 		for _, p := range temp {
 			if p.Bits() > 0 && p == policy.Canonical(p) {
-				entries = append(entries, policy.AllowEntry{Prefix: p, Why: "csf -ta"})
+				listed = append(listed, guard.Listed{AllowEntry: policy.AllowEntry{Prefix: p, Why: "csf -ta"}, Passing: true})
 			}
 		}
-		return entries, errors.Join(err, tempErr)
+		return listed, errors.Join(err, tempErr)
 	}
 }
 
