@@ -47,8 +47,8 @@ func (g *Guard) relist(now time.Time) {
 }
 
 // refreshListed looks at the lists, and reports whether they now name others.
-// While they cannot be read, or are empty all at once, nobody is forgotten. Whom the policy names, as it
-// was read with the lists of that time, is left to it.
+// While they cannot be read, or are empty all at once, nobody is forgotten. Whom
+// the policy names, as it was read with the lists of that time, is left to it.
 func (g *Guard) refreshListed(now time.Time) (changed bool) {
 	if g.o.Listed == nil {
 		return false
