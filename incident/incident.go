@@ -349,9 +349,7 @@ func (c *Collector) Block(m Moment, b *store.Block) {
 		r = &Row{Prefix: b.Prefix, Blocked: b.Since, Since: b.Since, Why: b.Reason, Sources: 1}
 		if v := b.Verdict; v != nil {
 			r.Rule, r.Storm = v.Rule, v.Metric == detector.Opens
-			if r.Since = v.Time.Add(-v.Window); v.First.After(r.Since) {
-				r.Since = v.First
-			}
+			r.Since = began(v)
 		}
 		c.rows = append(c.rows, r)
 		c.byPrefix.Insert(b.Prefix, r)
@@ -367,6 +365,24 @@ func (c *Collector) Block(m Moment, b *store.Block) {
 	if c.series != nil && c.started {
 		c.series.block(c.now, m, b)
 	}
+}
+
+// began is when what led to the verdict did: within its window, and not before
+// the source was first seen, or where the slots that it holds now make up for
+// the score, before the oldest of them was taken.
+func began(v *detector.Verdict) time.Time {
+	at := v.Time.Add(-v.Window)
+	if v.First.After(at) {
+		at = v.First
+	}
+	if v.Metric == detector.Saturation && len(v.Evidence) > 0 {
+		oldest := slices.MinFunc(v.Evidence, func(a, b detector.Evidence) int { return a.Time.Compare(b.Time) }).Time
+		held := float64(v.Held) * v.Time.Sub(oldest).Seconds()
+		if oldest.After(at) && held >= v.Score*float64(v.Capacity)*v.Window.Seconds() {
+			at = oldest
+		}
+	}
+	return at
 }
 
 // Spare takes a verdict that the gate turned down, and why.
