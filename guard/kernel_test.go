@@ -124,8 +124,6 @@ func TestFarEnd(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			ns := newNamespace(t)
-			p := policy.Default()
-			p.Mode, p.Confirm = policy.Enforce, policy.ConfirmOff
 			st, err := store.Open(filepath.Join(t.TempDir(), "s.db"), store.Options{})
 			if err != nil {
 				t.Fatal(err)
@@ -135,15 +133,7 @@ func TestFarEnd(t *testing.T) {
 			if err := st.Add(&store.Block{Prefix: netip.MustParsePrefix("198.51.100.7/32"), Since: now, Until: time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC), By: "root"}); err != nil {
 				t.Fatal(err)
 			}
-			g, err := New(t.Context(), Options{Policy: p, Store: st, Capacity: 100,
-				OpenFirewall: func(_ context.Context, allow []netip.Prefix, entries int) (firewall.Firewall, error) {
-					return open(firewall.Options{Ports: []uint16{25}, NetNS: ns, Allow: allow, MaxEntries: entries})
-				},
-				Self: func(context.Context) ([]Exempt, error) { return neverBlocked, nil }})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer g.Close(context.Background(), true)
+			g := newLone(t, ns, st, open)
 			if err := g.restore(t.Context()); err != nil {
 				t.Fatal(err)
 			}

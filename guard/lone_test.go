@@ -16,6 +16,26 @@ import (
 	"github.com/smtpguard/smtpguard/store"
 )
 
+// newLone is a guard that serves one command, and never runs.
+func newLone(t *testing.T, ns int, st *store.Store, open func(firewall.Options) (firewall.Firewall, error), allow ...string) *Guard {
+	t.Helper()
+	p := policy.Default()
+	p.Mode, p.Confirm = policy.Enforce, policy.ConfirmOff
+	for _, a := range allow {
+		p.Allow = append(p.Allow, policy.AllowEntry{Prefix: netip.MustParsePrefix(a)})
+	}
+	g, err := New(t.Context(), Options{Policy: p, Store: st, Capacity: 100,
+		OpenFirewall: func(_ context.Context, allow []netip.Prefix, entries int) (firewall.Firewall, error) {
+			return open(firewall.Options{Ports: []uint16{25}, NetNS: ns, Allow: allow, MaxEntries: entries})
+		},
+		Self: func(context.Context) ([]Exempt, error) { return neverBlocked, nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { g.Close(context.Background(), false) })
+	return g
+}
+
 // A command without a daemon looks at the real packet filter, and says what it
 // finds there: nobody else would.
 func TestLone(t *testing.T) {
@@ -25,29 +45,12 @@ func TestLone(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			ns := newNamespace(t)
-			p := policy.Default()
-			p.Mode, p.Confirm = policy.Enforce, policy.ConfirmOff
 			st, err := store.Open(filepath.Join(t.TempDir(), "s.db"), store.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer st.Close()
-			lone := func(allow ...string) *Guard {
-				q := *p
-				for _, a := range allow {
-					q.Allow = append(q.Allow, policy.AllowEntry{Prefix: netip.MustParsePrefix(a)})
-				}
-				g, err := New(t.Context(), Options{Policy: &q, Store: st, Capacity: 100,
-					OpenFirewall: func(_ context.Context, allow []netip.Prefix, entries int) (firewall.Firewall, error) {
-						return open(firewall.Options{Ports: []uint16{25}, NetNS: ns, Allow: allow, MaxEntries: entries})
-					},
-					Self: func(context.Context) ([]Exempt, error) { return neverBlocked, nil }})
-				if err != nil {
-					t.Fatal(err)
-				}
-				t.Cleanup(func() { g.Close(context.Background(), false) })
-				return g
-			}
+			lone := func(allow ...string) *Guard { return newLone(t, ns, st, open, allow...) }
 			run := func(line string) {
 				t.Helper()
 				cmd := exec.Command("nsenter", append([]string{"--net=/proc/self/fd/3"}, strings.Fields(line)...)...)
